@@ -7,18 +7,14 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.boot import boot_options, take_boot
-from orchestrator.cli.configuration import configuration_options
 from orchestrator.cli.connection import client_option
-from orchestrator.cli.disks import accept_option, disk_option
-from orchestrator.cli.exit_options import exit_options, take_exit_policy
 from orchestrator.cli.guest_console import console
 from orchestrator.cli.guest_show import describe_boot, list_columns, print_guest
 from orchestrator.cli.guest_ssh import copy, ssh
 from orchestrator.cli.names import complete_guest
-from orchestrator.cli.nics import nic_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.readiness import wait_ready
+from orchestrator.cli.request_options import build_request, request_options
 from orchestrator.cli.seconds import Seconds
 from orchestrator.cli.wait_line import show_guest_wait
 from orchestrator.client import Client
@@ -53,62 +49,23 @@ for command in (console, ssh, copy):
 
 @guest.command()
 @click.argument("name")
-@click.option("--cores", type=click.IntRange(1, 1024), metavar="NUMBER",
-              help="Whole physical cores; each SMT thread becomes a vCPU.  [default: 1, or the cores of --cpus]")  # fmt: skip
-@click.option("--memory", required=True, metavar="SIZE", help="Memory, a multiple of the huge page size, such as 256M or 1G.")
-@click.option("--image", metavar="NAME", help="Guest image in the host's store (`nohype image list` there).")
-@boot_options
-@click.option("--address", metavar="IP/LENGTH", help="IP address of the guest's network interface, such as 10.9.0.11/24.")
-@click.option("--cmdline", default="", metavar="WORDS", help="Extra arguments for the guest's kernel command line.")
-@click.option("--page-size", metavar="SIZE", help="Huge page size, 2M or 1G.  [default: page_size of the manager]")
-@click.option("--cache-ways", type=click.IntRange(1, 64), metavar="NUMBER",
-              help="Ways of each last-level cache of its cores that no other guest or program fills.")  # fmt: skip
-@click.option("--bandwidth", metavar="LIMIT",
-              help="Limit of memory bandwidth for each L3 cache of its cores: 40%, or 4000MB/s on AMD.")  # fmt: skip
-@click.option("--cpus", metavar="LIST", help="Use exactly these CPUs: whole cores of one NUMA node, such as 2-3,6-7.")
-@click.option("--vf", metavar="PCI-ADDRESS", help="Use exactly this virtual function, such as 0000:41:10.0; requires --cpus.")
-@nic_option
-@configuration_options
-@disk_option
-@accept_option
-@click.option("--restart", type=click.Choice(["never", "on-failure"]),
-              help="Restart the guest after a failure; a guest that powers off stays off.  [default: never]")  # fmt: skip
-@click.option(
-    "--remove",
-    is_flag=True,
-    default=None,
-    help="Delete the guest when it powers off or ends otherwise without a failure. Without it the guest keeps its resources.",
-)
-@exit_options
-@click.option("--id", metavar="ID", help="Request id of your choice: the same request with the same id creates only one guest.")
+@request_options
 @wait_option
 @click.option("--plan", "plan_only", is_flag=True, help="Only show the resources that the guest would get; create nothing.")
 @json_option
 @client_option
 def create(
-    name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, cpus: str | None, vf: str | None,
-    nics: tuple[dict[str, object], ...], disks: tuple[dict[str, str], ...], accept: tuple[str, ...], **fields: Any,
+    name: str, *, client: Client, wait: float, plan_only: bool, as_json: bool, **fields: Any,
 ) -> None:  # fmt: skip
     """Create a guest and start it.
 
     NAME is 1 to 40 characters of a-z, 0-9 and inner hyphens. The guest owns its cores, its memory and one virtual function per
     network interface until it is deleted.
     """
-    take_boot(fields)
-    take_exit_policy(fields)
-    if vf and not cpus:
-        raise click.UsageError("--vf requires --cpus")
-    if nics and (vf or fields["address"]):
-        raise click.UsageError("--nic cannot be combined with --address or --vf: give them as keys of --nic")
-    devices = {"nics": list(nics) or None, "disks": list(disks) or None, "accept": list(accept) or None}
-    placement = {"cpus": cpus, **({"vf": vf} if vf else {})} if cpus else None
-    request = {
-        "name": name,
-        **{key: value for key, value in {**fields, "placement": placement, **devices}.items() if value is not None},
-    }
+    request = build_request(name, fields)
     try:
         # The fields of a guest, and the line with which it reports ready.
-        limit = {"timeout": _FILLING} if disks else {}
+        limit = {"timeout": _FILLING} if "disks" in request else {}
         with show_guest_wait(client, name, "creating"):
             made: dict[str, Any] = {**(client.plan(request) if plan_only else client.create(request, **limit))}
             if wait and not plan_only:
