@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Each command is in the module of its name.
 _COMMANDS = {
     "guest": "Create, list, show, start, stop and delete guests.",
+    "fleet": "Run guests on many hosts, which Slurm chooses.",
     "network": "Create, list, show and delete networks.",
     "survey": "Show cores, huge pages, NICs and disks of the host.",
     "top": "Show the host and its guests live.",

@@ -33,7 +33,7 @@ ORDER = [
     ("config",),
     ("host.root", "host.run"),
     ("host", "hypervisor", "ssh", "console"),
-    ("planning", "images", "switches"),
+    ("planning", "images", "switches", "fleet"),
     ("ledger",),
     ("resources",),
     ("domain",),
@@ -149,6 +149,12 @@ def test_commands_that_contact_a_manager_cannot_reach_the_host() -> None:
 def test_ssh_to_guests_reaches_nothing_of_the_host_but_ssh() -> None:
     """The command is loaded by name when it is used, so that the others need no paramiko."""
     assert above_the_model(reach("cli.ssh_session")) == {f"ssh.{name}" for name in ("login", "session", "transfer", "transport")}
+
+
+def test_fleet_reaches_nothing_of_the_host_but_programs() -> None:
+    """Its modules are loaded by name when they are used; they run Slurm's commands, and take all else from the manager."""
+    found = above_the_model(reach(*(module for module in modules() if module.startswith("fleet."))))
+    assert {module for module in found if not module.startswith("fleet")} == {"host.pci", "host.root", "host.run"}
 
 
 def test_local_commands_reach_the_host() -> None:

@@ -1,0 +1,182 @@
+"""`nohype fleet`: guests on many hosts, which Slurm chooses. The work is in `orchestrator.fleet`, which runs Slurm's commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.cli.fleet_step import step
+from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.cli.request_options import build_request, request_options
+from orchestrator.client import Client
+from orchestrator.values import Size
+
+_FILES = ("slurm.conf", "nohype-nodes.conf", "gres.conf", "nohype-prolog", "nohype-job", "nohype-epilog")
+_folder = click.Path(path_type=Path)
+
+
+def _fleet(module: str) -> Any:
+    """Loaded when it is used, so that the commands for one host reach neither pydantic nor programs of the host."""
+    return importlib.import_module(f"orchestrator.fleet.{module}")
+
+
+@click.group()
+def fleet() -> None:
+    """Run guests on many hosts, which Slurm chooses."""
+
+
+fleet.add_command(step)
+
+
+@fleet.command()
+@click.option("--host", required=True, metavar="NAME", help="Name of the host in the fleet.")
+@click.option("--address", metavar="ADDRESS", help="Address at which the controller reaches the host.  [default: its name]")
+@click.option("--port", type=click.IntRange(1024, 65000), default=17000, show_default=True, metavar="PORT",
+              help="Port of slurmd for the first NUMA node of the host; each further node uses the next port.")  # fmt: skip
+@click.option("--page-size", metavar="SIZE", help="Huge page size of the fleet.  [default: the only size that the host has]")
+@click.option("--controller", default="controller", show_default=True, metavar="NAME", help="Host name of Slurm's controller.")
+@click.option(
+    "--group", default="nohype-fleet", show_default=True, metavar="GROUP", help="Group whose members may submit guests."
+)
+@click.option("--program", metavar="FILE", help="Path of `nohype` on the host.  [default: as found in $PATH]")
+@click.option("--file", "only", type=click.Choice(_FILES), help="Print only this file.")
+@click.option("--check", "checked", type=_folder, metavar="FOLDER",
+              help="Compare the files in FOLDER, such as /etc/slurm, with the host instead.")  # fmt: skip
+@json_option
+@client_option
+@click.pass_context
+def config(
+    ctx: click.Context, *, host: str, address: str | None, port: int, page_size: str | None, controller: str, group: str,
+    program: str | None, only: str | None, checked: Path | None, as_json: bool, client: Client,
+) -> None:  # fmt: skip
+    """Print or check Slurm's configuration of a host.
+
+    It is made from the survey of the host's manager. nohype-nodes.conf and gres.conf hold the lines of all hosts of the fleet:
+    append those of each host. The other files are the same on all hosts with the same options. With --check, exit status 1 if
+    the files differ from what the host has.
+    """
+    node, files = _fleet("node"), _fleet("configuration")
+    nodes = node.build_nodes(client.host(), files.check_host_name(host), Size.parse(page_size) if page_size else None)
+    if checked:
+        found = [(checked / name).read_text() for name in (files.NODES_FILE, files.GRES_FILE)]
+        differences = files.find_differences(nodes, host, *found)
+        if as_json:
+            print_json({"host": host, "differences": list(differences)})
+        else:
+            say("\n".join(differences) or f"the files in {checked} match host {host}")
+        ctx.exit(1 if differences else 0)
+    size, path = str(Size(nodes[0].page_size)), program or shutil.which("nohype") or "/usr/bin/nohype"
+    texts = {
+        "slurm.conf": files.build_common(controller, group),
+        files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port)),
+        files.GRES_FILE: files.build_gres_lines(nodes),
+        **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog")},
+    }
+    if only:
+        click.echo(texts[only], nl=False)
+    elif as_json:
+        print_json(texts)
+    else:
+        click.echo("\n".join(f"### {name}\n{text}" for name, text in texts.items()), nl=False)
+
+
+@fleet.command()
+@click.argument("name")
+@request_options
+@click.option("--feature", "features", multiple=True, metavar="NAME",
+              help="Require this feature of the host; can be repeated. `nohype fleet hosts` shows them.")  # fmt: skip
+@click.option("--minutes", type=click.IntRange(1, 525_600), metavar="NUMBER",
+              help="End the guest this long after its start.  [default: never]")  # fmt: skip
+@json_option
+def submit(name: str, *, features: tuple[str, ...], minutes: int | None, as_json: bool, **fields: Any) -> None:
+    """Submit a guest to the fleet.
+
+    The guest starts as soon as a host has room for it, usually within a second. The command returns after 6 s, when the
+    controller has saved it. Repeating the command with the same --id never starts a second guest. NAME, and the request, are as
+    for `nohype guest create`; disks, caches, secrets and a placement cannot be requested.
+    """
+    work = _fleet("submit")
+    wish = work.read_wish(build_request(name, fields), features, minutes)
+    click.echo(f"guest id: {wish.guest_id}", err=True)
+    _show(work.submit(wish), as_json=as_json)
+
+
+@fleet.command("list")
+@json_option
+def list_guests(*, as_json: bool) -> None:
+    """List the guests of the fleet.
+
+    Guests that have ended within the last hour are included.
+    """
+    jobs = _fleet("slurm").read_jobs()
+    if as_json:
+        print_json([asdict(job) for job in jobs])
+    elif jobs:
+        rows = ((job.name, job.state.lower(), job.node or "-", job.number, job.guest_id, _reason(job)) for job in jobs)
+        print_table([("NAME", "STATE", "HOST", "JOB", "ID", "REASON"), *rows])
+    else:
+        say("no guests")
+
+
+@fleet.command()
+@click.argument("name")
+@json_option
+def show(name: str, *, as_json: bool) -> None:
+    """Show a guest of the fleet.
+
+    The reason is why it waits, or why it has ended.
+    """
+    _show(_fleet("submit").find_job(name), as_json=as_json)
+
+
+@fleet.command()
+@click.argument("name")
+@json_option
+def cancel(name: str, *, as_json: bool) -> None:
+    """End a guest, or withdraw it from the queue.
+
+    A guest that runs is shut down; after 20 s it is forced off.
+    """
+    job = _fleet("submit").cancel(name)
+    if as_json:
+        print_json({"name": name, "job": job.number})
+    else:
+        say(f"guest {name} is being ended")
+
+
+@fleet.command()
+@json_option
+def hosts(*, as_json: bool) -> None:
+    """List the hosts of the fleet, one line per NUMA node."""
+    nodes = _fleet("slurm").read_nodes()
+    if as_json:
+        print_json([asdict(node) for node in nodes])
+    elif nodes:
+        rows = (
+            (node.name, node.state.lower(), node.cores, f"{node.memory}M", node.vfs, ",".join(node.features), node.reason or "-")
+            for node in nodes
+        )
+        print_table([("HOST", "STATE", "CORES", "MEMORY", "VFS", "FEATURES", "REASON"), *rows])
+    else:
+        say("no hosts")
+
+
+def _reason(job: Any) -> str:
+    return job.note or job.reason or "-"
+
+
+def _show(job: Any, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(asdict(job), indent=2))
+        return
+    say(
+        f"name:   {job.name}\nid:     {job.guest_id}\nstate:  {job.state.lower()}\n"
+        f"host:   {job.node or '-'}\njob:    {job.number}\nreason: {_reason(job)}"
+    )

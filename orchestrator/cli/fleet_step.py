@@ -1,0 +1,108 @@
+"""`nohype fleet step`: what Slurm runs on a host for each guest; see `orchestrator.fleet.steps`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import syslog
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.connection import client_option
+from orchestrator.client import Client
+from orchestrator.errors import OrchestratorError
+from orchestrator.values import Size
+
+_STOP_SECONDS = 20.0
+"""Of the 30 s that Slurm gives the job script after SIGTERM (KillWait)."""
+_TERMINATED = 143
+_path = click.Path(path_type=Path, readable=False)  # the job script may not read the records, and does not
+
+
+class _Terminated(BaseException):
+    """Raised in the main thread by SIGTERM."""
+
+
+@click.group(hidden=True)
+def step() -> None:
+    """Run a step of a guest's job on its host."""
+
+
+def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes ``steps``, ``site``, the node's name and the job's number; an error is one line, with exit status 1."""
+
+    @click.option("--host", required=True, metavar="NAME", help="Name of the host in the fleet.")
+    @click.option("--page-size", required=True, metavar="SIZE", help="Huge page size of the fleet.")
+    @click.option("--configuration", type=_path, default="/etc/slurm", show_default=True, metavar="FOLDER",
+                  help="Folder of Slurm's configuration.")  # fmt: skip
+    @click.option("--records", type=_path, default="/var/lib/nohype/fleet", show_default=True, metavar="FOLDER",
+                  help="Folder with the guests of the jobs of this host.")  # fmt: skip
+    @client_option
+    @functools.wraps(command)
+    def run(*, host: str, page_size: str, configuration: Path, records: Path, client: Client) -> None:
+        steps = importlib.import_module("orchestrator.fleet.steps")
+        node, job = os.environ.get("SLURMD_NODENAME", ""), os.environ.get("SLURM_JOB_ID", "")
+        if not node or not job.isdigit():
+            raise click.UsageError("SLURMD_NODENAME and SLURM_JOB_ID are not set: Slurm runs this command")
+        site = steps.Site(client, host, Size.parse(page_size), configuration, records)
+        try:
+            command(steps, site, node, int(job))
+        except OrchestratorError as error:
+            line = steps.summarize(error)
+            click.echo(f"nohype: {line}", err=True)
+            # slurmd does not keep what a Prolog or Epilog prints.
+            syslog.openlog("nohype-fleet")
+            syslog.syslog(syslog.LOG_ERR, f"{command.__name__} of job {job} on {node}: {line}")
+            if command.__name__ != "job":
+                steps.drain(node, f"{command.__name__}: {line}")
+            sys.exit(1)
+
+    return run
+
+
+@step.command()
+@_step_options
+def prolog(steps: Any, site: Any, node: str, job: int) -> None:
+    """Admit a job to the host.
+
+    Compares the configuration with the host, and the allocation with the manager's guests.
+    """
+    steps.run_prolog(site, node, job)
+
+
+@step.command()
+@_step_options
+def epilog(steps: Any, site: Any, node: str, job: int) -> None:
+    """End the guest of a job, and release its place."""
+    steps.run_epilog(site, node, job)
+
+
+@step.command()
+@_step_options
+def job(steps: Any, site: Any, node: str, job: int) -> None:
+    """Start the guest of a job, and wait for its end.
+
+    The request is read from the standard input.
+    """
+    fields = json.load(sys.stdin)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        steps.run_job(site, node, job, fields, click.echo)
+    except _Terminated:
+        steps.stop_guest(site.client, fields["name"], fields["id"], _STOP_SECONDS)
+        sys.exit(_TERMINATED)
+    except OrchestratorError as error:
+        steps.report(job, fields["id"], error)
+        raise
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Terminated

@@ -1,0 +1,168 @@
+"""The files of Slurm for a host: their text, and the comparison of files with the host. Pure; equal hosts give equal text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from orchestrator.errors import RequestError
+from orchestrator.fleet.node import FleetNode
+from orchestrator.host.pci import DEVICES
+from orchestrator.values import CpuSet
+
+FOLDER = "/etc/slurm"
+NODES_FILE, GRES_FILE = "nohype-nodes.conf", "gres.conf"
+FIRST_PORT = 17000
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?")
+_PROGRAM = re.compile(r"/[A-Za-z0-9._/+-]+")
+_COMMON = """\
+# Common to all hosts and the controller. See docs/fleet.md for the reason of each setting.
+ClusterName=nohype
+SlurmctldHost={controller}
+SlurmUser=slurm
+AuthType=auth/munge
+CredType=cred/munge
+StateSaveLocation=/var/lib/slurm/slurmctld
+SlurmdSpoolDir=/var/lib/slurm/slurmd.%n
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.%n.pid
+SlurmctldLogFile=/var/log/slurm/slurmctld.log
+SlurmdLogFile=/var/log/slurm/slurmd.%n.log
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+SwitchType=switch/none
+ProctrackType=proctrack/linuxproc
+# The manager pins guests; Slurm must not bind the job script to a core of its guest.
+TaskPlugin=task/none
+GresTypes=vf
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5,sched_min_interval=0
+ReturnToService=1
+SlurmctldTimeout=30
+SlurmdTimeout=30
+# Seconds from SIGTERM to SIGKILL of a job script, which shuts its guest down in this time.
+KillWait=30
+MinJobAge=3600
+# A guest that has an identity must not be started a second time by the controller.
+JobRequeue=0
+PrologFlags=Alloc
+Prolog={folder}/nohype-prolog
+Epilog={folder}/nohype-epilog
+MailProg=/bin/true
+Include {folder}/{nodes}
+PartitionName=guests Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO AllowGroups={group} State=UP
+"""
+_STEP = """\
+#!/bin/sh
+exec {program} fleet step {step} --host {host} --page-size {size}
+"""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the slurmd of a host's first node listens; each further node uses the next port."""
+
+    host: str
+    address: str
+    port: int = FIRST_PORT
+
+
+def check_host_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise RequestError(f"{text!r} is not a host name for Slurm", "use 1 to 59 characters of a-z, 0-9 and inner hyphens")
+    return text
+
+
+def build_common(controller: str, group: str) -> str:
+    """slurm.conf, the same on the controller and all hosts. ``group``: users who may submit guests."""
+    return _COMMON.format(controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE)
+
+
+def build_node_lines(nodes: Sequence[FleetNode], where: Address) -> str:
+    """The lines of one host for `NODES_FILE`."""
+    return "".join(
+        f"NodeName={node.name} NodeHostname={where.host} NodeAddr={where.address} Port={where.port + number}"
+        f" {' '.join(f'{key}={value}' for key, value in _describe(node))} State=UNKNOWN\n"
+        for number, node in enumerate(nodes)
+    )
+
+
+def build_gres_lines(nodes: Iterable[FleetNode]) -> str:
+    """The lines of one host for gres.conf. One File per VF: slurmd needs each of them to start, and jobs learn which they got."""
+    return "".join(f"NodeName={node.name} Name=vf File={_device(vf)}\n" for node in nodes for vf in node.vfs)
+
+
+def build_step(step: str, program: str, host: str, size: str) -> str:
+    """The script that runs a step. ``program``: path of `nohype` on the host."""
+    if not _PROGRAM.fullmatch(program):
+        raise RequestError(
+            f"{program!r} is not an absolute path without special characters", "give the path of nohype with --program"
+        )
+    return _STEP.format(program=program, step=step, host=host, size=size)
+
+
+def find_differences(nodes: Sequence[FleetNode], host: str, node_file: str, gres_file: str) -> tuple[str, ...]:
+    """What the two files say of this host that differs from what it has, one sentence per difference."""
+    return tuple(_compare(nodes, host, _parse(node_file), _list_files(_parse(gres_file))))
+
+
+def _compare(
+    nodes: Sequence[FleetNode], host: str, lines: Sequence[dict[str, str]], files: dict[str, list[str]]
+) -> Iterator[str]:
+    known: dict[str, dict[str, str]] = {}
+    for line in lines:
+        if "NodeName" in line and (line.get("NodeHostname") == host or line["NodeName"] in {node.name for node in nodes}):
+            if line["NodeName"] in known:
+                yield f"{NODES_FILE} has node {line['NodeName']} twice"
+            known[line["NodeName"]] = line
+    for name in sorted(known.keys() - {node.name for node in nodes}):
+        yield f"{NODES_FILE} has node {name}, which the host cannot offer"
+    for node in nodes:
+        if node.name not in known:
+            yield f"{NODES_FILE} does not have node {node.name}"
+            continue
+        for key, value in _describe(node):
+            if (found := known[node.name].get(key)) != value:
+                yield f"node {node.name}: {key}={found} in {NODES_FILE}, the host has {value}"
+        expected = [_device(vf) for vf in node.vfs]
+        if (listed := files.get(node.name, [])) != expected:
+            differing = [file for file in (*listed, *expected) if (file in listed) != (file in expected)] or ["their order"]
+            yield f"node {node.name}: {GRES_FILE} has {len(listed)} VFs, the host {len(expected)}; {', '.join(differing)}"
+
+
+def _describe(node: FleetNode) -> Iterator[tuple[str, str]]:
+    yield "Sockets", "1"
+    yield "CoresPerSocket", str(len(node.cores))
+    yield "ThreadsPerCore", str(node.threads)
+    yield "RealMemory", str(node.memory)
+    if node.vfs:
+        yield "Gres", f"vf:{len(node.vfs)}"
+    yield "Feature", ",".join((*node.features, f"cores-{_digest(node.cores)}"))
+
+
+def _digest(cores: Iterable[CpuSet]) -> str:
+    """Which CPUs the cores are, in order: another list of the same length would be mapped to wrong CPUs without notice."""
+    return hashlib.sha256(" ".join(map(str, cores)).encode()).hexdigest()[:12]
+
+
+def _device(vf: object) -> str:
+    return f"/{DEVICES}/{vf}"
+
+
+def _parse(text: str) -> list[dict[str, str]]:
+    """Lines of Slurm's configuration, with the spelling of `build_node_lines`."""
+    lines = (line.split("#", 1)[0].split() for line in text.splitlines())
+    return [dict(word.split("=", 1) for word in words if "=" in word) for words in lines if words]
+
+
+def _list_files(lines: Iterable[dict[str, str]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        if line.get("Name") == "vf" and "NodeName" in line:
+            found.setdefault(line["NodeName"], []).append(line.get("File", ""))
+    return found

@@ -1,0 +1,86 @@
+"""Which guest a job has on this host: one file per job, from the Prolog to the end of the Epilog. Kept over a reboot.
+
+The controller can forget a job and use its number again, so the Epilog must not depend on what the controller knows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.errors import HostError
+
+FOLDER = Path("/var/lib/nohype/fleet")
+
+
+@dataclass(frozen=True)
+class Record:
+    """``guest_id`` is the caller's own id, which the manager stores with the guest as its request id."""
+
+    node: str
+    job: int
+    name: str
+    guest_id: str
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """On the disk when it returns. Raises HostError."""
+    path = _path(folder, record.node, record.job)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump(asdict(record), file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+        _sync(folder)
+    except OSError as error:
+        raise HostError(f"cannot write the record {path}", errno=error.errno or 0) from None
+
+
+def read_record(folder: Path, node: str, job: int) -> Record | None:
+    """None if the Prolog of the job has not written one. Raises HostError if it cannot be read."""
+    path = _path(folder, node, job)
+    try:
+        return Record(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(f"cannot read the record {path}", errno=error.errno or 0) from None
+    except (ValueError, TypeError):
+        raise HostError(f"the record {path} is damaged", "end the guest of this job by hand, then remove the file") from None
+
+
+def read_records(folder: Path) -> tuple[Record, ...]:
+    """Of all nodes and jobs of this host. Raises HostError."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        node, _, job = path.stem.rpartition(".")
+        if record := read_record(folder, node, int(job)) if job.isdigit() else None:
+            found.append(record)
+    return tuple(found)
+
+
+def remove_record(folder: Path, record: Record) -> None:
+    """Raises HostError."""
+    path = _path(folder, record.node, record.job)
+    try:
+        path.unlink(missing_ok=True)
+        _sync(folder)
+    except OSError as error:
+        raise HostError(f"cannot remove the record {path}", errno=error.errno or 0) from None
+
+
+def _path(folder: Path, node: str, job: int) -> Path:
+    return folder / f"{node}.{job:d}.json"
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,251 @@
+"""The three steps of a job on its host: the Prolog admits it, the job script has its guest started, the Epilog ends the guest.
+
+The Epilog is the authority: Slurm gives cores and VFs of a job to another one only after the Epilog has succeeded, also if the
+job script was killed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.client import Client
+from orchestrator.client.host_shapes import Host
+from orchestrator.client.shapes import Guest
+from orchestrator.client.transport import Unreachable as ManagerUnreachable
+from orchestrator.errors import Conflict, HostError, LostRace, NotFound, OrchestratorError, TooMany
+from orchestrator.fleet import slurm
+from orchestrator.fleet.configuration import GRES_FILE, NODES_FILE, find_differences
+from orchestrator.fleet.node import FleetNode, build_nodes
+from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
+from orchestrator.values import CpuSet, Size
+
+_Value = TypeVar("_Value")
+CONTROLLER_SECONDS = 60.0
+"""Time for a controller that restarts."""
+PROLOG_SECONDS, EPILOG_SECONDS = 20.0, 600.0
+"""Time for a manager that restarts. A host without a manager must not get another job, and keeps the place of this one."""
+SETTLE_SECONDS = 10.0
+"""A request that a killed job script has sent can still wait in the manager. After its first response the manager has read it."""
+POLL_SECONDS, RETRY_SECONDS = 5.0, 0.5
+_GONE = ("wiping",)
+"""States of a guest that has nothing but its disks any more."""
+_ENDED = ("stopped",)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a step runs.
+
+    Attributes:
+        host: the name under which the configuration was written.
+        page_size: of the huge pages that the fleet uses.
+        configuration: folder of Slurm's configuration.
+        records: folder of `records`.
+    """
+
+    client: Client
+    host: str
+    page_size: Size
+    configuration: Path
+    records: Path
+
+    def read_nodes(self) -> tuple[Host, tuple[FleetNode, ...]]:
+        found = self.client.host()
+        return found, build_nodes(found, self.host, self.page_size)
+
+
+def run_prolog(site: Site, node_name: str, job: int) -> Record:
+    """Admits a job: the configuration is that of the host, the place is free in the manager, and pages and VFs exist.
+
+    Raises OrchestratorError if not. Slurm then takes the node out of use, with the job held.
+    """
+    host, nodes = retry_manager(site.read_nodes, PROLOG_SECONDS)
+    check_configuration(site, nodes)
+    node = next((node for node in nodes if node.name == node_name), None)
+    if node is None:
+        raise HostError(f"node {node_name} is not a node of host {site.host}", "check --host in nohype-prolog")
+    allocation = slurm.retry(lambda: slurm.read_allocation(job), CONTROLLER_SECONDS)
+    if allocation.node != node_name:
+        raise HostError(f"job {job} is allocated on {allocation.node}, not on {node_name}")
+    record = Record(node_name, job, allocation.name, allocation.guest_id)
+    known = read_record(site.records, node_name, job)
+    if known and known != record:
+        hint = "run `nohype-epilog` with its SLURM_JOB_ID, or end the guest by hand"
+        raise Conflict(f"job {job} still has guest {known.name} ({known.guest_id}) on this host", hint)
+    check_place(host, site.client.guests(), node, allocation)
+    write_record(site.records, record)
+    return record
+
+
+def check_configuration(site: Site, nodes: tuple[FleetNode, ...]) -> None:
+    """Raises HostError with the first difference between Slurm's files and the host."""
+    try:
+        files = [(site.configuration / name).read_text() for name in (NODES_FILE, GRES_FILE)]
+    except OSError as error:
+        raise HostError(f"cannot read {error.filename}", errno=error.errno or 0) from None
+    if found := find_differences(nodes, site.host, *files):
+        more = f" (and {len(found) - 1} more differences)" if len(found) > 1 else ""
+        raise HostError(
+            f"Slurm's configuration differs from host {site.host}: {found[0]}{more}", "run `nohype fleet config` again"
+        )
+
+
+def check_place(host: Host, guests: list[Guest], node: FleetNode, allocation: slurm.Allocation) -> None:
+    """Raises Conflict or HostError if a guest is recorded for the CPUs, VFs, name or id, or if pages are missing."""
+    cpus, vfs = node.map_cpus(allocation.cpus), {str(vf) for vf in node.map_vfs(allocation.vfs)}
+    for guest in guests:
+        owned = {nic["address"] for nic in guest["nics"]}
+        what = [
+            *(["its name"] if guest["name"] == allocation.name else []),
+            *(["its id"] if guest["id"] == allocation.guest_id else []),
+            *(
+                [f"CPUs {CpuSet.of(guest['cpus']) & cpus}"]
+                if guest["state"] not in _GONE and CpuSet.of(guest["cpus"]).meets(cpus)
+                else []
+            ),
+            *(f"VF {vf}" for vf in sorted(vfs & {address for address in owned if address})),
+        ]
+        if what:
+            raise Conflict(
+                f"guest {guest['name']} ({guest['state']}) already has {' and '.join(what)}", "see `nohype guest list`"
+            )
+    free = sum(
+        page["count"] for page in host["pages"]
+        if (page["node"], page["page_size"], page["use"]) == (node.numa, node.page_size, "free")
+    )  # fmt: skip
+    if (needed := (allocation.memory << 20) // node.page_size) > free:
+        where = f"of {Size(node.page_size)} are free on NUMA node {node.numa}"
+        raise HostError(f"{free} huge pages {where}, {needed} requested", "see `nohype survey`")
+
+
+def build_request(fields: Mapping[str, Any], node: FleetNode, allocation: slurm.Allocation) -> dict[str, Any]:
+    """The request for the host's manager: that of the caller, on exactly what Slurm allocated.
+
+    Raises Conflict if Slurm allocated another number of VFs than the request has interfaces.
+    """
+    cpus, vfs = node.map_cpus(allocation.cpus), node.map_vfs(allocation.vfs)
+    request = {**fields, "placement": {"cpus": str(cpus)}, "page_size": str(Size(node.page_size))}
+    if not vfs:
+        return request
+    nics = fields.get("nics") or [{"address": fields["address"]} if fields.get("address") else {}]
+    if len(nics) != len(vfs):
+        raise Conflict(f"the guest has {len(nics)} network interfaces, and Slurm allocated {len(vfs)} VFs")
+    request.pop("address", None)
+    return {**request, "nics": [{**nic, "vf": str(vf)} for nic, vf in zip(nics, vfs, strict=True)]}
+
+
+def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any], say: Callable[[str], object]) -> None:
+    """Has the guest started, and returns when it has ended.
+
+    Raises OrchestratorError if it cannot be started, or is quarantined.
+    """
+    _, nodes = retry_manager(site.read_nodes, EPILOG_SECONDS)
+    allocation = slurm.retry(lambda: slurm.read_allocation(job), CONTROLLER_SECONDS)
+    node = next((node for node in nodes if node.name == node_name == allocation.node), None)
+    name, guest_id = str(fields["name"]), str(fields["id"])
+    if node is None or (name, guest_id) != (allocation.name, allocation.guest_id):
+        raise HostError(f"job {job} on {node_name} is not guest {name} ({guest_id}) of host {site.host}")
+    request = build_request(fields, node, allocation)
+    guest = retry_manager(lambda: site.client.create(request), EPILOG_SECONDS)
+    say(f"guest {name} runs on CPUs {CpuSet.of(guest['cpus'])} of {site.host}")
+    while (found := retry_manager(lambda: find_guest(site.client, name, guest_id), EPILOG_SECONDS)) is not None:
+        if found["state"] == "quarantined":
+            raise HostError(f"guest {name} is quarantined", f"run `nohype quarantine list` on {site.host}")
+        if found["state"] in (*_ENDED, *_GONE):
+            break
+        time.sleep(POLL_SECONDS)
+    say(f"guest {name} has ended")
+
+
+def stop_guest(client: Client, name: str, guest_id: str, seconds: float) -> None:
+    """Shuts the guest down if it runs; another guest of the same name stays as it is."""
+    guest = find_guest(client, name, guest_id)
+    if guest and guest["state"] == "running":
+        client.stop(name, seconds, version=guest["version"])
+
+
+def run_epilog(site: Site, node_name: str, job: int) -> None:
+    """Ends the guest of the job, and returns when the manager has released its place. Can be repeated.
+
+    Raises OrchestratorError if the guest is not verified to be gone: Slurm then takes the node out of use.
+    """
+    record = read_record(site.records, node_name, job)
+    if record is None:
+        return
+    deadline = time.monotonic() + EPILOG_SECONDS
+    settled: float | None = None
+    while settled is None or time.monotonic() < settled:
+        guest = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
+        if guest is not None and guest["state"] not in _GONE:
+            _delete(site.client, guest)
+            if guest["state"] in ("running", *_ENDED):
+                # Its creation is over, and the job script, which sends one request at a time, no longer exists.
+                settled = time.monotonic()
+        elif settled is None:
+            settled = time.monotonic() + SETTLE_SECONDS
+        if time.monotonic() > deadline:
+            raise HostError(f"guest {record.name} of job {job} is still {guest['state'] if guest else 'absent'}")
+        time.sleep(RETRY_SECONDS)
+    if (left := find_guest(site.client, record.name, record.guest_id)) and left["state"] not in _GONE:
+        raise HostError(f"guest {record.name} of job {job} is {left['state']}", f"run `nohype quarantine list` on {site.host}")
+    remove_record(site.records, record)
+
+
+def _delete(client: Client, guest: Guest) -> None:
+    """Tolerates a change of the guest in the meantime: the caller reads it again. Raises HostError for a guest in quarantine."""
+    if guest["state"] == "quarantined":
+        raise HostError(f"guest {guest['name']} is quarantined", "run `nohype quarantine list`, and clear it there")
+    try:
+        client.delete(guest["name"], version=guest["version"])
+    except (NotFound, Conflict, ManagerUnreachable, TooMany):
+        pass
+
+
+def find_guest(client: Client, name: str, guest_id: str) -> Guest | None:
+    """None if no guest has the name, or if it is another guest. Raises OrchestratorError if the manager does not know."""
+    try:
+        guest = client.guest(name)
+    except NotFound:
+        return None
+    return guest if guest["id"] == guest_id else None
+
+
+def find_guests_without_job(site: Site) -> tuple[Record, ...]:
+    """Records whose guest is still in the manager although the controller does not know the job under the guest's id."""
+    jobs = {(job.number, job.guest_id) for job in slurm.read_jobs() if not job.has_ended}
+    records = [record for record in read_records(site.records) if (record.job, record.guest_id) not in jobs]
+    return tuple(record for record in records if find_guest(site.client, record.name, record.guest_id))
+
+
+def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:
+    """Repeats a call for this long while the manager does not respond, or is busy."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return call()
+        except (ManagerUnreachable, TooMany, LostRace) as error:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(max(RETRY_SECONDS, getattr(error, "wait", 0.0)))
+
+
+def summarize(error: OrchestratorError) -> str:
+    """One line for Slurm's log and the note of the job."""
+    return " ".join(str(error).split())
+
+
+def drain(node_name: str, reason: str) -> None:
+    """Takes the node out of use. Slurm does so itself, but with a reason that says only which step has failed."""
+    with suppress(OrchestratorError):
+        slurm.update_node(node_name, "State=DRAIN", f"Reason={reason}"[:200])
+
+
+def report(job: int, guest_id: str, error: OrchestratorError) -> None:
+    """Stores the reason with the job, where `nohype fleet show` reads it. A controller that does not respond never learns it."""
+    with suppress(OrchestratorError):
+        slurm.write_note(job, guest_id, summarize(error))

@@ -1,0 +1,217 @@
+"""Submits a guest so that it runs once or never, whatever happens to the controller: the guest's own id decides."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, RequestError
+from orchestrator.fleet import slurm
+from orchestrator.fleet.configuration import FOLDER
+from orchestrator.fleet.node import EDGE, SRIOV
+from orchestrator.model.request import GuestRequest, Restart, parse_guest_request
+from orchestrator.model.waiver import Waiver
+
+SAVE_SECONDS = 6.0
+"""The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured, Slurm 22.05)."""
+ORPHAN_SECONDS = 90.0
+"""After a restart, the controller has jobs ended that it has forgotten: KillWait, and the time for the Epilog."""
+CONTROLLER_SECONDS = 60.0
+_ATTEMPTS = 3
+_UNSUPPORTED = {
+    "placement": "Slurm chooses the CPUs and VFs",
+    "disks": "Slurm does not know the disks of the hosts",
+    "cache_ways": "Slurm does not know the caches of the hosts",
+    "bandwidth": "Slurm does not know the memory bandwidth of the hosts",
+    "user_data": "the controller would store the secret",
+    "network_config": "the controller would store the secret",
+}
+_FOREVER = "UNLIMITED"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A guest for the fleet: its request, and what its host must have."""
+
+    request: GuestRequest
+    fields: Mapping[str, Any]
+    features: tuple[str, ...] = ()
+    minutes: int | None = None  # after which Slurm ends the guest
+
+    @property
+    def guest_id(self) -> str:
+        return str(self.fields["id"])
+
+    @property
+    def vfs(self) -> int:
+        return 0 if Waiver.SOFTWARE_EDGE in self.request.accept else len(self.request.wanted_nics)
+
+    @property
+    def memory(self) -> int:
+        """MiB, rounded up."""
+        return -(-self.request.size.bytes >> 20)
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Features of the node. A guest with a software edge must not take a VF that Slurm counts as free."""
+        pages = [f"pages-{self.request.page_size}"] if self.request.page_size else []
+        return tuple(dict.fromkeys([SRIOV if self.vfs else EDGE, *pages, *self.features]))
+
+
+def read_wish(fields: Mapping[str, Any], features: Sequence[str] = (), minutes: int | None = None) -> Wish:
+    """Checks the fields of a request; adds a guest id if it has none. Raises RequestError."""
+    complete = {**fields, "id": fields.get("id") or str(uuid4())}
+    request = parse_guest_request(complete)
+    for name, reason in _UNSUPPORTED.items():
+        if complete.get(name):
+            raise RequestError(f"{name} cannot be requested for a guest of the fleet: {reason}", f"omit {name}")
+    if request.restart is not Restart.NEVER:
+        raise RequestError("a guest of the fleet cannot be restarted by its host", "omit restart")
+    for nic in request.nics or ():
+        if nic.uplink or nic.vf:
+            raise RequestError(
+                "uplink and vf of a network interface cannot be requested in the fleet", "omit them: Slurm chooses the VF"
+            )
+    for feature in features:
+        if not feature.replace("-", "").replace("_", "").isalnum():
+            raise RequestError(
+                f"{feature!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features"
+            )
+    return Wish(request, complete, tuple(features), minutes)
+
+
+def submit(wish: Wish) -> slurm.Job:
+    """Submits a guest, and returns its job when the controller cannot forget it any more. A repeated call changes nothing.
+
+    Raises:
+        NoRoom: no node can ever have the guest; ``reasons`` has one sentence per node.
+        Conflict: the fleet has another guest of this name.
+        OrchestratorError: the controller does not respond, or it is not known whether the guest runs; the message says which.
+    """
+    slurm.check_version()
+    for _ in range(_ATTEMPTS):
+        if job := _find(wish):
+            return job
+        _check_room(wish, slurm.read_nodes())
+        _submit_once(wish)
+        time.sleep(SAVE_SECONDS)
+        if job := slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
+            return job
+        _wait_until_orphans_ended(wish)
+    raise OrchestratorError(f"the controller forgot guest {wish.request.name} {_ATTEMPTS} times", _repeat(wish))
+
+
+def find_job(name: str) -> slurm.Job:
+    """The job of the guest: the one that has not ended, otherwise the last. Raises NotFound."""
+    jobs = slurm.read_jobs(name)
+    for job in (*(job for job in jobs if not job.has_ended), *reversed(jobs)):
+        return job
+    raise NotFound(f"the fleet does not have guest {name}", "`nohype fleet list` shows all guests")
+
+
+def cancel(name: str) -> slurm.Job:
+    """Ends all jobs of this name that have not ended. Raises NotFound."""
+    job = find_job(name)
+    for other in slurm.read_jobs(name):
+        if not other.has_ended:
+            slurm.cancel_job(other.number)
+    return job
+
+
+def build_options(wish: Wish) -> list[str]:
+    """Options of sbatch. Two jobs of one name never run at the same time (singleton)."""
+    return [
+        f"--job-name={wish.request.name}", f"--comment={wish.guest_id}", f"--partition={slurm.PARTITION}",
+        "--dependency=singleton", "--nodes=1",
+        f"--ntasks={wish.request.cores}", "--cpus-per-task=1", "--ntasks-per-core=1", f"--mem={wish.memory}M",
+        *([f"--gres=vf:{wish.vfs}"] if wish.vfs else []), f"--constraint={'&'.join(wish.needed)}", "--no-requeue",
+        f"--time={wish.minutes if wish.minutes is not None else _FOREVER}", "--output=/dev/null", "--chdir=/",
+    ]  # fmt: skip
+
+
+def build_script(wish: Wish) -> str:
+    """The request is the input of the job step; JSON has no line breaks, so no line of it ends the input early."""
+    text = json.dumps(wish.fields)
+    return f"#!/bin/sh\nexec {FOLDER}/nohype-job <<'REQUEST'\n{text}\nREQUEST\n"
+
+
+def find_reasons(wish: Wish, nodes: Sequence[slurm.NodeState]) -> tuple[str, ...]:
+    """Why no node can ever have the guest, one sentence per node; empty if a node can."""
+    reasons = [f"{node.name}: {', '.join(found)}" for node in nodes if (found := list(_explain(wish, node)))]
+    return tuple(reasons) if len(reasons) == len(nodes) else ()
+
+
+def _explain(wish: Wish, node: slurm.NodeState) -> Iterator[str]:
+    if wish.request.cores > node.cores:
+        yield f"{node.cores} cores, {wish.request.cores} requested"
+    if wish.memory > node.memory:
+        yield f"{node.memory} MiB of huge pages, {wish.memory} requested"
+    if wish.vfs > node.vfs:
+        yield f"{node.vfs} VFs, {wish.vfs} requested"
+    if missing := [feature for feature in wish.needed if feature not in node.features]:
+        yield f"lacks the feature {' and '.join(missing)}"
+
+
+def _check_room(wish: Wish, nodes: Sequence[slurm.NodeState]) -> None:
+    if not nodes:
+        raise NoRoom("the fleet has no nodes", (), f"add the hosts to the partition {slurm.PARTITION}, see docs/fleet.md")
+    if reasons := find_reasons(wish, nodes):
+        raise NoRoom(
+            f"no host of the fleet can have guest {wish.request.name}", reasons, "`nohype fleet hosts` shows what they have"
+        )
+
+
+def _find(wish: Wish) -> slurm.Job | None:
+    """Raises Conflict if the name belongs to another guest that has not ended."""
+    jobs = slurm.read_jobs(wish.request.name)
+    own = [job for job in jobs if job.guest_id == wish.guest_id]
+    others = [job for job in jobs if job not in own and not job.has_ended]
+    if others and not (own and own[0].number < others[0].number):  # of two that came at the same time the first is the guest
+        _cancel_waiting(own)
+        raise Conflict(f"the fleet has another guest {wish.request.name}, job {others[0].number}", "choose another name")
+    if own:
+        _cancel_waiting(own[1:])
+        return own[0]
+    return None
+
+
+def _cancel_waiting(jobs: Sequence[slurm.Job]) -> None:
+    """Of two callers that submit the same name or id at the same time; none of these has started (singleton)."""
+    for job in jobs:
+        if job.state == "PENDING":
+            slurm.cancel_job(job.number)
+
+
+def _submit_once(wish: Wish) -> None:
+    try:
+        slurm.submit_job(build_options(wish), build_script(wish))
+    except slurm.Unreachable as error:
+        # The controller may have accepted the job before the connection was lost.
+        try:
+            slurm.retry(lambda: slurm.read_jobs(wish.request.name), CONTROLLER_SECONDS)
+        except slurm.Unreachable:
+            what = f"it is not known whether guest {wish.request.name} was submitted: {error.message}"
+            raise CommandError(what, _repeat(wish)) from None
+
+
+def _wait_until_orphans_ended(wish: Wish) -> None:
+    """The job was acknowledged and is forgotten, so its guest may have been started. Returns when no host can still have it.
+
+    Raises OrchestratorError if a node does not respond: the guest could run there.
+    """
+    deadline = time.monotonic() + ORPHAN_SECONDS
+    while time.monotonic() < deadline:
+        if slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
+            return
+        time.sleep(SAVE_SECONDS)
+    if silent := [node.name for node in slurm.read_nodes() if not node.responds]:
+        what = f"the controller forgot guest {wish.request.name}, which may run on {', '.join(silent)}: no response from there"
+        raise OrchestratorError(what, f"check these hosts; then {_repeat(wish)}")
+
+
+def _repeat(wish: Wish) -> str:
+    return f"repeat the command with --id {wish.guest_id}: the guest is not started twice"

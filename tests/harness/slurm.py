@@ -1,0 +1,275 @@
+"""Real munge, slurmctld and slurmd in namespaces of their own, with one manager on a fake host behind each host of the fleet.
+
+Slurm is installed into the upper layer of an overlay over this machine's root, which is cached, so that nothing is installed on
+the machine. The holder is the first process of a PID namespace and reads a pipe: when the test ends or is killed, all ends.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines
+from orchestrator.fleet.node import FleetNode, build_nodes
+from orchestrator.host.pci import DEVICES
+from orchestrator.host.run import Completed, run
+from orchestrator.images.cache import build_cached, cache_folder, hash_inputs
+from orchestrator.waiting import wait_until
+from tests.fakes.server import Server
+from tests.harness.api_server import Served, open_to_all, serve
+from tests.harness.crash import World
+
+USER = "nohype-fleet"
+"""The account that submits guests."""
+PACKAGES = ("munge", "slurm-wlm")
+_CONTROLLER, _ADDRESS = "controller", "10.77.0.1"
+_SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
+"""Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
+_MOUNT = """
+set -e
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" "$4"
+mount -t proc proc "$4/proc"
+mount --rbind /dev "$4/dev"
+mount -t tmpfs tmpfs "$4/run"
+"""
+_INSTALL = (
+    _MOUNT
+    + """
+printf '#!/bin/sh\\nexit 101\\n' > "$4/usr/sbin/policy-rc.d"
+chmod 755 "$4/usr/sbin/policy-rc.d"
+chroot "$4" apt-get install -y --no-install-recommends munge slurm-wlm
+chroot "$4" useradd --system --no-create-home --shell /bin/sh nohype-fleet
+rm "$4/usr/sbin/policy-rc.d"
+"""
+)
+# Its root is this machine's, with Slurm on top of it; the folder of the test is at the same path.
+_HOLD = (
+    _MOUNT
+    + """
+mount --rbind /sys "$4/sys"
+mount -t tmpfs tmpfs "$4/sys/bus/pci/devices"
+for device in $6; do : > "$4/sys/bus/pci/devices/$device"; done
+mkdir -p "$4$5"
+mount --bind "$5" "$4$5"
+mkdir -p "$4/run/munge" "$4/run/nohype" "$4/etc/slurm" "$4/var/lib/slurm" "$4/var/log/slurm"
+mount --bind "$5/etc" "$4/etc/slurm"
+mount --bind "$5/run" "$4/run/nohype"
+hostname controller
+cp "$5/hosts" "$4/etc/hosts"
+chroot "$4" chown munge: /run/munge
+chroot "$4" chown -R slurm: /var/lib/slurm /var/log/slurm
+ip link set lo up
+for address in 10.77.0.1 $7; do ip addr add $address/32 dev lo; done
+read -r pid rest < /proc/self/stat
+echo ready
+cat
+"""
+)
+
+
+@dataclass
+class FleetHost:
+    """A host of the fleet: its manager, and the nodes that it is for Slurm."""
+
+    name: str
+    address: str
+    served: Served
+    nodes: tuple[FleetNode, ...]
+
+
+class Cluster:
+    """Daemons can be killed and started again. ``hosts`` are those of the fleet, ``folder`` has its files."""
+
+    def __init__(self, holder: int, folder: Path, hosts: Sequence[FleetHost]) -> None:
+        self.folder, self.hosts = folder, tuple(hosts)
+        self._root = folder / "root"
+        self._enter = ("nsenter", f"--target={holder}", "--mount", "--net", "--pid", "--uts", "chroot", str(self._root))
+
+    def run(self, *words: str | Path, check: bool = True, timeout: float = 120, input: str = "") -> Completed:
+        """As root."""
+        return run([*self._enter, *words], check=check, timeout=timeout, input=input)
+
+    def nohype(self, *words: str, check: bool = True, timeout: float = 300) -> Completed:
+        """As the account that submits guests."""
+        argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *_program(), *words]
+        return self.run(*argv, check=check, timeout=timeout)
+
+    def start(self) -> None:
+        self.run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "/usr/sbin/munged", "--force")
+        self.start_controller()
+        for node in self.node_names():
+            self.start_slurmd(node)
+
+    def start_controller(self) -> None:
+        self.run("slurmctld")
+        self.wait_for(lambda: self.run("scontrol", "ping", check=False).stdout.count(" UP") == 1, "the controller")
+
+    def start_slurmd(self, node: str) -> None:
+        self.run("slurmd", "-N", node)
+
+    def kill_controller(self) -> None:
+        self._kill("/run/slurmctld.pid")
+
+    def kill_slurmd(self, node: str) -> None:
+        self._kill(f"/run/slurmd.{node}.pid")
+
+    def find_processes(self, pattern: str) -> list[str]:
+        """Ids, within the cluster, of the processes whose command line has this pattern."""
+        return self.run("pgrep", "-f", pattern, check=False).stdout.split()
+
+    def node_names(self) -> list[str]:
+        return [node.name for host in self.hosts for node in host.nodes]
+
+    def node_states(self) -> dict[str, str]:
+        text = self.run("sinfo", "--Node", "--noheader", "--format=%N %T").stdout
+        return dict(line.split() for line in text.splitlines())
+
+    def guests(self) -> dict[str, list[str]]:
+        """The hosts on which each guest runs, from their hypervisors, not from the manager or Slurm."""
+        found: dict[str, list[str]] = {}
+        for host in self.hosts:
+            for name in host.served.world.hypervisor.running_names():
+                found.setdefault(name, []).append(host.name)
+        return found
+
+    def wait_for(self, condition: Callable[[], object], what: str, timeout: float = 60) -> None:
+        assert wait_until(condition, timeout=timeout, interval=0.2), f"{what}: not within {timeout:g} s\n{self.describe()}"
+
+    def describe(self) -> str:
+        """For a failed test."""
+        texts = [
+            self.run(*words, check=False).stdout for words in (("squeue", "--states=all"), ("sinfo", "-N", "-l"), ("sinfo", "-R"))
+        ]
+        texts.append(self.run("sh", "-c", "tail -n 25 /var/log/slurm/*.log", check=False).stdout)
+        return "\n".join([str(self.guests()), *texts])
+
+    def jobs(self) -> dict[str, list[str]]:
+        """The nodes of the running jobs, by the name of the guest."""
+        found: dict[str, list[str]] = {}
+        for line in self.run("squeue", "--noheader", "--states=running", "--format=%j %N").stdout.splitlines():
+            name, node = line.split()
+            found.setdefault(name, []).append(node)
+        return found
+
+    def find_faults(self) -> list[str]:
+        """Guests that run twice, and what a hypervisor has seen that must not happen, such as a core that is given twice."""
+        doubled = [f"{name} runs on {hosts}" for name, hosts in self.guests().items() if len(hosts) > 1]
+        return doubled + [violation for host in self.hosts for violation in host.served.world.host.violations()]
+
+    def _kill(self, file: str) -> None:
+        script = f"pid=$(cat {file}); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done"
+        self.run("sh", "-c", script)
+
+
+def build_slurm() -> Path:
+    """Installs Slurm into a cached layer; returns its folder."""
+
+    def build(place: Path) -> None:
+        folders = [place / name for name in ("upper", "work", "root")]
+        for folder in folders:
+            folder.mkdir()
+        words = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "sh",
+            "-c",
+            _INSTALL,
+            "sh",
+            "/",
+        ]
+        run([*words, *folders], timeout=600)
+        shutil.rmtree(place / "work")
+
+    return build_cached(cache_folder(), "slurm", hash_inputs(PACKAGES, _INSTALL), build, progress=print, keep=1) / "upper"
+
+
+@contextmanager
+def running(folder: Path, count: int = 2) -> Iterator[Cluster]:
+    """A fleet of ``count`` hosts in the empty ``folder``, which is on a file system that can be the upper layer of an overlay."""
+    for name in ("work", "root", "etc", "run"):
+        (folder / name).mkdir()
+    # Copied, because a layer below this machine's root cannot be a layer beside it.
+    run(["cp", "--archive", build_slurm(), folder / "upper"])
+    folder.chmod(0o755)
+    with ExitStack() as stack:
+        hosts = [stack.enter_context(_serve_host(folder, number)) for number in range(count)]
+        _configure(folder, hosts)
+        devices = sorted({str(vf) for host in hosts for node in host.nodes for vf in node.vfs})
+        words = [
+            "/", folder / "upper", folder / "work", folder / "root", folder, " ".join(devices),
+            " ".join(host.address for host in hosts),
+        ]  # fmt: skip
+        namespaces = ["--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--propagation", "private"]
+        argv = ["unshare", *namespaces, "sh", "-c", _HOLD, "sh", *map(str, words)]
+        holder = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+        assert holder.stdin
+        assert holder.stdout
+        stack.callback(holder.stdin.close)
+        assert holder.stdout.readline() == b"ready\n"
+        cluster = Cluster(_find_child(holder.pid), folder, hosts)
+        cluster.start()
+        cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
+        yield cluster
+
+
+@contextmanager
+def _serve_host(folder: Path, number: int) -> Iterator[FleetHost]:
+    name = f"host{number + 1}"
+    world = World(folder / name / "world", _SERVER)
+    for pf in ("0000:10:00.0", "0000:14:00.0"):  # as an operator creates them when the host boots
+        world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", str(_SERVER.vfs))
+    settings: dict[str, Any] = {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}
+    with serve(folder / name, settings, world=world) as served:
+        open_to_all(served.path)
+        (folder / "run" / f"{name}.sock").hardlink_to(served.path)
+        yield FleetHost(name, f"10.77.0.{number + 11}", served, build_nodes(served.client.host(), name))
+
+
+def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
+    common = build_common(f"{_CONTROLLER}({_ADDRESS})", USER)
+    # The hosts have more cores than this machine, and are one machine, of one name.
+    common += "SlurmdParameters=config_overrides\n"
+    common = common.replace("KillWait=30", "KillWait=5")
+    nodes = "".join(
+        build_node_lines(host.nodes, Address(_CONTROLLER, host.address, 17000 + 10 * number)) for number, host in enumerate(hosts)
+    )
+    gres = "".join(build_gres_lines(host.nodes) for host in hosts)
+    steps = {}
+    for step in ("prolog", "job", "epilog"):
+        # One machine plays all hosts: the node's name selects the manager.
+        steps[f"nohype-{step}"] = (
+            f"#!/bin/sh\nhost=${{SLURMD_NODENAME%-n*}}\nexport NOHYPE_SOCKET=/run/nohype/$host.sock PYTHONPATH={Path.cwd()}\n"
+            f"exec {' '.join(_program())} fleet step {step} --host $host --page-size 2M --records /var/lib/nohype/fleet-$host\n"
+        )
+    names = "".join(f"{host.address} {host.name}\n" for host in hosts)
+    files = {"etc/slurm.conf": common, "etc/nohype-nodes.conf": nodes, "etc/gres.conf": gres}
+    files |= {f"etc/{name}": text for name, text in steps.items()}
+    files["hosts"] = f"127.0.0.1 localhost\n{_ADDRESS} {_CONTROLLER}\n{names}"
+    for name, text in files.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+
+
+def _program() -> list[str]:
+    return [str(Path(os.environ.get("VIRTUAL_ENV", Path.cwd() / ".venv")) / "bin" / "nohype")]
+
+
+def _find_child(pid: int) -> int:
+    """The first process of the PID namespace: unshare(1) has forked it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 10
+    while not (found := children.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return int(found[0])

@@ -1,0 +1,242 @@
+"""Prolog, job script and Epilog with a real manager on a fake host; what Slurm says of a job is given."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.client import Client
+from orchestrator.errors import Conflict, HostError, OrchestratorError
+from orchestrator.fleet import slurm, steps
+from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
+from orchestrator.fleet.node import build_nodes
+from orchestrator.fleet.records import Record, read_record, write_record
+from orchestrator.host.pci import DEVICES
+from orchestrator.values import CpuSet, Size
+from tests.fakes.server import Server
+from tests.harness.api_server import Served, serve
+from tests.harness.crash import World
+
+SERVER = Server(cores=8, nodes=2, vfs=2, pages=256)
+NODE, JOB = "a-n1", 7
+FIELDS: dict[str, Any] = {"name": "web", "memory": "64M", "image": "minimal", "id": "order-1"}
+ALLOCATION = slurm.Allocation(NODE, CpuSet.parse("2-3"), CpuSet.parse("1"), 64, "web", "order-1")
+CPUS = "10-11"
+"""The second core of NUMA node 1."""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    world = World(tmp_path / "world", SERVER)
+    for pf in ("0000:10:00.0", "0000:14:00.0"):
+        world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", "2")
+    with serve(tmp_path, {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}, world=world) as found:
+        yield found
+
+
+@pytest.fixture
+def site(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> steps.Site:
+    nodes = build_nodes(served.client.host(), "a")
+    (tmp_path / "nohype-nodes.conf").write_text(build_node_lines(nodes, Address("a", "a")))
+    (tmp_path / "gres.conf").write_text(build_gres_lines(nodes))
+    monkeypatch.setattr(slurm, "read_allocation", lambda _job: ALLOCATION)
+    for name, seconds in {"PROLOG_SECONDS": 0.2, "SETTLE_SECONDS": 0.3, "POLL_SECONDS": 0.05, "RETRY_SECONDS": 0.02}.items():
+        monkeypatch.setattr(steps, name, seconds)
+    return steps.Site(served.client, "a", Size.parse("2M"), tmp_path, tmp_path / "records")
+
+
+def create(client: Client, **fields: Any) -> None:
+    client.create({**FIELDS, "placement": {"cpus": CPUS}, **fields})
+
+
+def record() -> Record:
+    return Record(NODE, JOB, "web", "order-1")
+
+
+def test_prolog_admits_a_job_and_records_its_guest(site: steps.Site) -> None:
+    assert steps.run_prolog(site, NODE, JOB) == record()
+    assert steps.run_prolog(site, NODE, JOB) == record()  # Slurm may run it again
+    assert read_record(site.records, NODE, JOB) == record()
+
+
+def test_prolog_refuses_what_a_guest_has(site: steps.Site) -> None:
+    vf = build_nodes(site.client.host(), "a")[1].vfs[1]
+    for fields, message in (
+        ({"name": "other", "id": "x"}, r"other \(running\) already has CPUs 10-11\n"),
+        ({"placement": {"cpus": "12-13"}, "id": "x"}, "already has its name"),
+        ({"name": "other", "placement": {"cpus": "12-13"}}, "already has its id"),
+        ({"name": "other", "id": "x", "placement": {"cpus": "12-13", "vf": str(vf)}}, f"already has VF {vf}"),
+    ):
+        create(site.client, **fields)
+        with pytest.raises(Conflict, match=message) as caught:
+            steps.run_prolog(site, NODE, JOB)
+        assert "\n" not in steps.summarize(caught.value)
+        site.client.delete(fields.get("name", "web"))
+    assert read_record(site.records, NODE, JOB) is None
+
+
+def test_prolog_refuses_a_place_of_a_stopped_guest(site: steps.Site) -> None:
+    create(site.client, name="other", id="x")
+    site.client.kill("other")
+    with pytest.raises(Conflict, match=r"other \(stopped\) already has CPUs 10-11"):
+        steps.run_prolog(site, NODE, JOB)
+
+
+def test_prolog_refuses_a_job_number_whose_guest_was_not_ended(site: steps.Site) -> None:
+    """After a crash, the controller gives a number a second time."""
+    write_record(site.records, replace(record(), guest_id="order-0"))
+    with pytest.raises(Conflict, match="job 7 still has guest web"):
+        steps.run_prolog(site, NODE, JOB)
+
+
+def test_prolog_refuses_missing_pages(site: steps.Site, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "read_allocation", lambda _job: replace(ALLOCATION, memory=1024))
+    with pytest.raises(HostError, match="256 huge pages of 2M are free on NUMA node 1, 512 requested"):
+        steps.run_prolog(site, NODE, JOB)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("nohype-nodes.conf", "RealMemory=512", "RealMemory=1024", "RealMemory=1024"),
+        ("nohype-nodes.conf", "CoresPerSocket=4", "CoresPerSocket=5", "CoresPerSocket=5"),
+        ("gres.conf", "File", "Count", "gres.conf has 2 VFs"),
+    ],
+)
+def test_prolog_refuses_a_configuration_that_is_not_that_of_the_host(
+    site: steps.Site, file: str, old: str, new: str, message: str
+) -> None:
+    path = site.configuration / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(HostError, match=message):
+        steps.run_prolog(site, NODE, JOB)
+
+
+def test_prolog_refuses_a_vf_that_is_gone(site: steps.Site, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = site.client.host()
+    host["survey"]["pfs"][1]["vfs"].pop()
+    monkeypatch.setattr(site.client, "host", lambda: host)
+    with pytest.raises(HostError, match="Gres=vf:2 in nohype-nodes.conf, the host has vf:1"):
+        steps.run_prolog(site, NODE, JOB)
+
+
+def test_prolog_refuses_without_a_manager_and_without_files(site: steps.Site, tmp_path: Path) -> None:
+    with pytest.raises(OrchestratorError, match="manager"):
+        steps.run_prolog(replace(site, client=Client(tmp_path / "none.sock")), NODE, JOB)
+    with pytest.raises(HostError, match="cannot read .*nohype-nodes.conf"):
+        steps.run_prolog(replace(site, configuration=tmp_path / "none"), NODE, JOB)
+    with pytest.raises(HostError, match="a-n9 is not a node of host a"):
+        steps.run_prolog(site, "a-n9", JOB)
+
+
+def run_job(site: steps.Site) -> tuple[threading.Thread, list[str]]:
+    said: list[str] = []
+
+    def work() -> None:
+        try:
+            steps.run_job(site, NODE, JOB, FIELDS, said.append)
+        except OrchestratorError as error:
+            said.append(steps.summarize(error))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, said
+
+
+def wait_running(site: steps.Site) -> None:
+    done = threading.Event()
+    for _ in range(500):
+        if (guest := steps.find_guest(site.client, "web", "order-1")) and guest["state"] == "running":
+            return
+        done.wait(0.02)
+    raise AssertionError("the guest does not run")
+
+
+def test_guest_runs_on_what_slurm_allocated_until_it_ends(site: steps.Site, served: Served) -> None:
+    thread, said = run_job(site)
+    wait_running(site)
+    guest = site.client.guest("web")
+    assert (CpuSet.of(guest["cpus"]), guest["id"]) == (CpuSet.parse(CPUS), "order-1")
+    assert guest["vf"]
+    assert guest["vf"]["address"] == str(build_nodes(site.client.host(), "a")[1].vfs[1])
+    site.client.kill("web")
+    thread.join(10)
+    assert said == ["guest web runs on CPUs 10-11 of a", "guest web has ended"]
+
+
+def test_job_of_another_guest_is_refused(site: steps.Site) -> None:
+    with pytest.raises(HostError, match="not guest web"):
+        steps.run_job(site, NODE, JOB, {**FIELDS, "id": "order-2"}, print)
+    assert not site.client.guests()
+
+
+def test_number_of_vfs_must_be_that_of_the_interfaces(site: steps.Site) -> None:
+    node = build_nodes(site.client.host(), "a")[1]
+    with pytest.raises(Conflict, match="2 network interfaces, and Slurm allocated 1 VFs"):
+        steps.build_request({**FIELDS, "nics": [{}, {}]}, node, ALLOCATION)
+
+
+def test_epilog_ends_the_guest_and_can_be_repeated(site: steps.Site) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    for _ in range(2):
+        steps.run_epilog(site, NODE, JOB)
+        assert not site.client.guests()
+        assert read_record(site.records, NODE, JOB) is None
+
+
+def test_epilog_leaves_other_guests_alone(site: steps.Site) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client, id="order-2")  # of the same name, on the same cores
+    steps.run_epilog(site, NODE, JOB)
+    assert [guest["id"] for guest in site.client.guests()] == ["order-2"]
+
+
+def test_epilog_ends_a_guest_whose_creation_a_killed_job_script_has_left_behind(
+    site: steps.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    monkeypatch.setattr(steps, "SETTLE_SECONDS", 1.0)
+    timer = threading.Timer(0.3, lambda: create(site.client))
+    timer.start()
+    steps.run_epilog(site, NODE, JOB)
+    timer.join()
+    assert not site.client.guests()
+
+
+def test_epilog_fails_and_keeps_the_record_while_the_place_is_not_free(
+    site: steps.Site, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    guest = {**site.client.guest("web"), "state": "quarantined"}
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "find_guest", lambda *_: guest)
+        with pytest.raises(HostError, match="web is quarantined"):
+            steps.run_epilog(site, NODE, JOB)
+    assert read_record(site.records, NODE, JOB) == record()
+    monkeypatch.setattr(steps, "EPILOG_SECONDS", 0.2)
+    with pytest.raises(OrchestratorError, match="manager"):
+        steps.run_epilog(replace(site, client=Client(site.records / "none.sock")), NODE, JOB)
+    assert read_record(site.records, NODE, JOB) == record()
+
+
+def test_damaged_record_is_an_error(site: steps.Site) -> None:
+    write_record(site.records, record())
+    (site.records / f"{NODE}.{JOB}.json").write_text('{"node":')
+    with pytest.raises(HostError, match="is damaged"):
+        steps.run_epilog(site, NODE, JOB)
+
+
+def test_guests_whose_job_the_controller_does_not_know(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1", "")
+    for jobs, expected in (((job,), ()), ((), (record(),)), ((replace(job, guest_id="order-2"),), (record(),))):
+        monkeypatch.setattr(slurm, "read_jobs", lambda jobs=jobs: jobs)
+        assert steps.find_guests_without_job(site) == expected

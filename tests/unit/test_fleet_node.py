@@ -1,0 +1,211 @@
+"""Slurm's abstract CPU ids are mapped to this host's CPUs, and its configuration describes exactly what guests can own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import HostError, RequestError
+from orchestrator.fleet.configuration import (
+    Address,
+    build_common,
+    build_gres_lines,
+    build_node_lines,
+    build_step,
+    find_differences,
+)
+from orchestrator.fleet.node import build_nodes
+from orchestrator.values import CpuSet, PciAddress, Size
+
+_2M, _1G = Size.parse("2M").bytes, Size.parse("1G").bytes
+PF = {"address": "0000:41:00.0", "interface": "nic0", "node": 0, "fault": ""}
+
+
+def core(cpus: str, node: int = 0, use: str = "free", socket: int | None = None) -> dict[str, Any]:
+    return {"cpus": cpus, "node": node, "use": use, "socket": node if socket is None else socket, "guest": ""}
+
+
+def vf(index: int, use: str = "") -> dict[str, Any]:
+    return {"address": f"0000:41:10.{index}", "index": index, "driver": None, "iommu_group": None, "use": use}
+
+
+def host(
+    *cores: dict[str, Any], pages: list[tuple[int, int, str, int]] | None = None, vfs: int = 2, edge: str = "vepa",
+    pfs: list[dict[str, Any]] | None = None,
+) -> Any:  # fmt: skip
+    """``pages``: node, size, use and count."""
+    uses = [(node, _2M, "free", 512) for node in sorted({one["node"] for one in cores})] if pages is None else pages
+    keys = ("node", "page_size", "use", "count")
+    return {
+        "cores": list(cores),
+        "pages": [dict(zip(keys, use, strict=True)) for use in uses],
+        "uplinks": [{"name": "nic0", "edge": edge}, {"name": "nic1", "edge": edge}],
+        "survey": {"pfs": [{**PF, "vfs": [vf(index) for index in range(vfs)]}] if pfs is None else pfs},
+    }
+
+
+# By how Linux numbers the CPUs: siblings next to each other, in halves, no SMT, four threads, with a gap, in another order.
+NUMBERINGS = {
+    "adjacent": (("0-1", "2-3", "4-5", "6-7"), "2-5", "4-7"),
+    "halves": (("0,4", "1,5", "2,6", "3,7"), "2-5", "2-3,6-7"),
+    "no SMT": (("0", "1", "2", "3"), "1-2", "2-3"),
+    "four threads": (("0,4,8,12", "1,5,9,13", "2,6,10,14", "3,7,11,15"), "0-3", "1,5,9,13"),
+    "gap": (("0,8", "2,10", "4,12", "6,14"), "4-5", "6,14"),
+    "listed in another order": (("3,7", "0,4", "2,6", "1,5"), "0-1", "1,5"),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERINGS)
+def test_abstract_ids_are_mapped_by_core(kind: str) -> None:
+    """The manager has the first core, which Slurm does not see: its core 0 is the second of the host."""
+    cpus, abstract, expected = NUMBERINGS[kind]
+    first = min(cpus, key=lambda text: min(CpuSet.parse(text)))
+    cores = [core(text, use="housekeeping" if text == first else "free") for text in cpus]
+    (node,) = build_nodes(host(*cores), "a")
+    assert len(node.cores) == 3
+    assert node.map_cpus(CpuSet.parse(abstract)) == CpuSet.parse(expected)
+
+
+def test_each_core_is_the_image_of_exactly_one_abstract_core() -> None:
+    for cpus, _, _ in NUMBERINGS.values():
+        (node,) = build_nodes(host(*map(core, cpus)), "a")
+        size = len(node.cores) * node.threads
+        images = [node.map_cpus(CpuSet.of(range(at, at + node.threads))) for at in range(0, size, node.threads)]
+        assert sorted(map(str, images)) == sorted(str(CpuSet.parse(text)) for text in cpus)
+
+
+@pytest.mark.parametrize("ids", ["0", "1-2", "0-1,3", "8-9", ""])
+def test_ids_that_are_not_whole_cores_of_the_node_are_refused(ids: str) -> None:
+    (node,) = build_nodes(host(core("0,4"), core("1,5"), core("2,6"), core("3,7")), "a")
+    with pytest.raises(RequestError, match="not whole cores of 4 cores with 2 threads"):
+        node.map_cpus(CpuSet.parse(ids))
+
+
+def test_numa_nodes_are_nodes_of_their_own_and_number_cores_by_socket() -> None:
+    cores = [core("0,4", 0, "housekeeping"), core("2,6", 0), core("1,5", 1), core("3,7", 1)]
+    pfs = [{**PF, "vfs": [vf(1), vf(0)]}, {**PF, "address": "0000:81:00.0", "interface": "nic1", "node": 1, "vfs": [
+        {**vf(0), "address": "0000:81:10.0"}]}]  # fmt: skip
+    first, second = build_nodes(host(*cores, pfs=pfs), "a")
+    assert (first.name, second.name) == ("a-n0", "a-n1")
+    assert list(map(str, first.cores)) == ["2,6"]
+    assert list(map(str, second.cores)) == ["1,5", "3,7"]
+    assert list(map(str, first.vfs)) == ["0000:41:10.0", "0000:41:10.1"]  # by index, not as listed
+    assert list(map(str, second.vfs)) == ["0000:81:10.0"]
+    assert second.map_vfs(CpuSet.parse("0")) == (PciAddress.parse("0000:81:10.0"),)
+    with pytest.raises(RequestError, match="VF 1 of a-n1, which has 1 VFs"):
+        second.map_vfs(CpuSet.parse("1"))
+
+
+def test_pages_of_the_host_itself_are_left_out() -> None:
+    pages = [(0, _2M, "free", 100), (0, _2M, "claimed", 28), (0, _2M, "housekeeping", 50), (0, _1G, "free", 0)]
+    (node,) = build_nodes(host(core("2"), pages=pages), "a")
+    assert (node.memory, node.page_size) == (256, _2M)
+
+
+def test_vfs_that_the_host_uses_and_faulty_pfs_are_left_out() -> None:
+    pfs = [
+        {**PF, "vfs": [vf(0, use="its interface is up"), vf(1)]},
+        {**PF, "address": "0000:42:00.0", "fault": "cannot be read", "vfs": [vf(2)]},
+        {**PF, "address": "0000:43:00.0", "interface": "other", "vfs": [vf(3)]},  # not an uplink
+        {**PF, "address": "0000:44:00.0", "node": None, "interface": "nic1", "vfs": [vf(4)]},  # belongs to the first node
+    ]
+    (node,) = build_nodes(host(core("2"), pfs=pfs), "a")
+    assert list(map(str, node.vfs)) == ["0000:41:10.1", "0000:41:10.4"]
+
+
+def test_node_without_vfs_has_the_feature_edge_only_with_a_software_edge() -> None:
+    (node,) = build_nodes(host(core("2"), vfs=0, edge="nft-vepa"), "a")
+    assert node.features == ("edge", "pages-2M")
+    with pytest.raises(HostError, match="no uplink has VFs or a software edge"):
+        build_nodes(host(core("2"), vfs=0), "a")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (host(core("0", use="housekeeping"), core("1", use="unusable")), "no core is isolated"),
+        (host(core("2"), pages=[(0, _2M, "housekeeping", 5)]), "no huge pages of 2M"),
+        (host(core("2-3"), core("4")), "1 and 2 threads"),
+    ],
+)
+def test_host_that_cannot_have_a_guest_is_refused(bad: Any, message: str) -> None:
+    with pytest.raises(HostError, match=message):
+        build_nodes(bad, "a")
+
+
+def test_page_size_must_be_chosen_if_there_are_several() -> None:
+    found = host(core("2"), pages=[(0, _2M, "free", 512), (0, _1G, "free", 3)])
+    with pytest.raises(RequestError, match="2M and 1G"):
+        build_nodes(found, "a")
+    (node,) = build_nodes(found, "a", Size.parse("1G"))
+    assert node.memory == 3 << 10
+
+
+def example() -> Any:
+    return host(core("0,4", use="housekeeping"), core("1,5"), core("2,6"), core("3,7"))
+
+
+def test_configuration_is_the_same_for_equal_hosts_and_complete() -> None:
+    nodes = build_nodes(example(), "a")
+    lines = build_node_lines(nodes, Address("a", "192.0.2.1", 17000))
+    assert lines == build_node_lines(build_nodes(example(), "a"), Address("a", "192.0.2.1", 17000))
+    assert lines.startswith(
+        "NodeName=a NodeHostname=a NodeAddr=192.0.2.1 Port=17000 Sockets=1 CoresPerSocket=3 ThreadsPerCore=2 RealMemory=1024"
+        " Gres=vf:2 Feature=sriov,pages-2M,cores-"
+    )
+    assert build_gres_lines(nodes).splitlines() == [
+        f"NodeName=a Name=vf File=/sys/bus/pci/devices/0000:41:10.{index}" for index in (0, 1)
+    ]
+    common = build_common("controller", "ops")
+    for setting in ("TaskPlugin=task/none", "JobRequeue=0", "SelectTypeParameters=CR_Core_Memory", "AllowGroups=ops"):
+        assert setting in common
+    assert "config_overrides" not in common  # it would switch off the check of the hardware
+
+
+def files(found: Any) -> tuple[str, str]:
+    nodes = build_nodes(found, "a")
+    return build_node_lines(nodes, Address("a", "a")), build_gres_lines(nodes)
+
+
+def test_files_that_match_have_no_differences() -> None:
+    other = "NodeName=b NodeHostname=b CoresPerSocket=9\n"
+    nodes, gres = files(example())
+    assert find_differences(build_nodes(example(), "a"), "a", other + "# comment\n" + nodes, gres) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda nodes, gres: ("", gres), "does not have node a"),
+        (lambda nodes, gres: (nodes * 2, gres), "has node a twice"),
+        (lambda nodes, gres: (nodes + "NodeName=a-n1 NodeHostname=a\n", gres), "has node a-n1, which the host cannot offer"),
+        (
+            lambda nodes, gres: (nodes.replace("CoresPerSocket=3", "CoresPerSocket=4"), gres),
+            "CoresPerSocket=4 in .*, the host has 3",
+        ),
+        (lambda nodes, gres: (nodes.replace("RealMemory=1024", "RealMemory=2048"), gres), "RealMemory=2048"),
+        (lambda nodes, gres: (nodes.replace("Gres=vf:2", "Gres=vf:3"), gres), "Gres=vf:3"),
+        (lambda nodes, gres: (nodes, gres.splitlines()[0]), r"gres.conf has 1 VFs, the host 2.*0000:41:10\.1"),
+        (lambda nodes, gres: (nodes, "\n".join(reversed(gres.splitlines()))), "their order"),
+    ],
+)
+def test_each_difference_is_found(change: Any, message: str) -> None:
+    import re
+
+    found = find_differences(build_nodes(example(), "a"), "a", *change(*files(example())))
+    assert len(found) == 1
+    assert re.search(message, found[0])
+
+
+def test_other_cores_of_the_same_number_are_a_difference() -> None:
+    """Slurm would see no difference, and guests would get other cores."""
+    moved = host(core("0,4"), core("1,5"), core("2,6"), core("3,7", use="housekeeping"))
+    (difference,) = find_differences(build_nodes(moved, "a"), "a", *files(example()))
+    assert "Feature=" in difference
+
+
+@pytest.mark.parametrize("program", ["nohype", "/usr/bin/no hype", "/bin/x;reboot", "/bin/$x"])
+def test_program_with_special_characters_is_refused(program: str) -> None:
+    with pytest.raises(RequestError, match="absolute path"):
+        build_step("prolog", program, "a", "2M")

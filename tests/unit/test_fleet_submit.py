@@ -1,0 +1,272 @@
+"""What a guest asks of Slurm, how Slurm's answers are read, and that a guest is submitted once or never."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, RequestError
+from orchestrator.fleet import slurm, submit
+from orchestrator.host.run import Completed
+from orchestrator.values import CpuSet
+
+FIELDS: dict[str, Any] = {"name": "web", "memory": "256M", "image": "minimal", "id": "order-1"}
+# Recorded with Slurm 22.05.8; shortened.
+SHOWN = """\
+JobId=1 JobName=web
+   UserId=nohype-fleet(999) GroupId=nohype-fleet(995) MCS_label=N/A
+   JobState=RUNNING Reason=None Dependency=(null)
+   NumNodes=1 NumCPUs=4 NumTasks=2 CPUs/Task=1 ReqB:S:C:T=0:0:*:*
+   JOB_GRES=vf:1
+     Nodes=host1-n0 CPU_IDs=0-3 Mem=64 GRES=vf:1(IDX:0)
+   Features=sriov DelayBoot=00:00:00
+   Command=(null)
+   Comment=order-1
+"""
+NODES = """\
+host1-n0|idle|1:3:2|1024|vf:4|sriov,pages-2M|none
+host1-n1|drained|1:4:2|2048|(null)|edge,pages-1G|Prolog error
+host2|down*|1:2:1|512|vf:1|sriov,pages-2M|Not responding
+"""
+
+
+def test_allocation_is_read() -> None:
+    allocation = slurm.parse_allocation(1, SHOWN)
+    assert allocation == slurm.Allocation("host1-n0", CpuSet.parse("0-3"), CpuSet.parse("0"), 64, "web", "order-1")
+
+
+@pytest.mark.parametrize(
+    ("gres", "expected"),
+    [("", ""), ("vf:1(IDX:3)", "3"), ("vf:3(IDX:0-1,5)", "0-1,5"), ("gpu:1(IDX:0),vf:1(IDX:2)", "2"), ("vf:nic0:1(IDX:4)", "4")],
+)
+def test_indexes_of_vfs_are_read(gres: str, expected: str) -> None:
+    found = slurm.parse_allocation(1, SHOWN.replace("GRES=vf:1(IDX:0)", f"GRES={gres}"))
+    assert found.vfs == CpuSet.parse(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [SHOWN.replace("CPU_IDs", "CPUs"), SHOWN.replace("Comment=", "Comment2="), SHOWN.replace("JobName=web", "JobName=Web X"), ""],
+)
+def test_job_that_is_not_a_guest_is_refused(text: str) -> None:
+    with pytest.raises(NotFound, match="job 1 is not a guest of the fleet"):
+        slurm.parse_allocation(1, text)
+
+
+def test_nodes_are_read() -> None:
+    first, second, third = slurm.parse_nodes(NODES)
+    assert (first.cores, first.threads, first.memory, first.vfs, first.features) == (3, 2, 1024, 4, ("sriov", "pages-2M"))
+    assert (first.responds, second.responds, third.responds) == (True, True, False)
+    assert (second.vfs, second.reason) == (0, "Prolog error")
+
+
+def test_jobs_are_read_with_their_notes() -> None:
+    text = "7|FAILED|host1-n0|web|NonZeroExitCode|order-1 no image | with a bar\n8|PENDING||db|Resources|order-2\n"
+    failed, waiting = slurm.parse_jobs(text)
+    assert (failed.guest_id, failed.note, failed.has_ended) == ("order-1", "no image | with a bar", True)
+    assert (waiting.node, waiting.reason, waiting.note, waiting.has_ended) == ("", "Resources", "", False)
+
+
+def test_options_ask_for_whole_cores_vfs_and_features() -> None:
+    wish = submit.read_wish({**FIELDS, "cores": 2, "nics": [{}, {}, {}], "page_size": "2M"}, ["rack-1"], 90)
+    options = submit.build_options(wish)
+    for option in (
+        "--ntasks=2", "--ntasks-per-core=1", "--gres=vf:3", "--mem=256M", "--constraint=sriov&pages-2M&rack-1", "--time=90",
+        "--no-requeue", "--dependency=singleton", "--comment=order-1",
+    ):  # fmt: skip
+        assert option in options
+
+
+def test_guest_with_a_software_edge_takes_no_vf_and_goes_to_a_node_without_vfs() -> None:
+    options = submit.build_options(submit.read_wish({**FIELDS, "accept": ["software-edge"]}))
+    assert not [option for option in options if option.startswith("--gres")]
+    assert "--constraint=edge" in options
+
+
+@pytest.mark.parametrize("cmdline", ["a=REQUEST", "x='y' `reboot` $HOME \\", 'quote"'])
+def test_script_contains_the_request_on_one_line(cmdline: str) -> None:
+    script = submit.build_script(submit.read_wish({**FIELDS, "cmdline": cmdline}))
+    lines = script.splitlines()
+    assert [lines[0], lines[1], lines[3]] == ["#!/bin/sh", "exec /etc/slurm/nohype-job <<'REQUEST'", "REQUEST"]
+    assert json.loads(lines[2])["cmdline"] == cmdline
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"placement": {"cpus": "2-3"}}, {"disks": [{}]}, {"cache_ways": 2}, {"bandwidth": "40%"},
+        {"user_data": "#cloud-config\n"}, {"network_config": "version: 2\n"}, {"restart": "on-failure"},
+        {"nics": [{"uplink": "nic0"}]},
+    ],
+)  # fmt: skip
+def test_what_slurm_cannot_allocate_or_must_not_store_is_refused(field: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="cannot be"):
+        submit.read_wish({**FIELDS, **field})
+
+
+@pytest.mark.parametrize("feature", ["a&b", "a|b", "[x]", "", "a b"])
+def test_feature_with_an_operator_is_refused(feature: str) -> None:
+    with pytest.raises(RequestError, match="not a feature"):
+        submit.read_wish(FIELDS, [feature])
+
+
+def test_reasons_are_given_only_if_no_node_can_have_the_guest() -> None:
+    nodes = tuple(slurm.parse_nodes(NODES))
+    assert not submit.find_reasons(submit.read_wish({**FIELDS, "cores": 3}), nodes)
+    assert submit.find_reasons(submit.read_wish({**FIELDS, "cores": 4, "memory": "2G"}), nodes) == (
+        "host1-n0: 3 cores, 4 requested, 1024 MiB of huge pages, 2048 requested",
+        "host1-n1: 0 VFs, 1 requested, lacks the feature sriov",
+        "host2: 2 cores, 4 requested, 512 MiB of huge pages, 2048 requested",
+    )
+
+
+class FakeController:
+    """A controller that forgets the first ``forgets`` acknowledged jobs, as one that is killed within its save interval does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, forgets: int = 0, nodes: str = NODES) -> None:
+        self.jobs: list[slurm.Job] = []
+        self.submitted: list[list[str]] = []
+        self.cancelled: list[int] = []
+        self.slept = 0.0
+        self._forgets, self._numbers = forgets, itertools.count(1)
+        monkeypatch.setattr(slurm, "check_version", lambda: None)
+        monkeypatch.setattr(slurm, "read_jobs", lambda name="": tuple(job for job in self.jobs if name in ("", job.name)))
+        monkeypatch.setattr(slurm, "read_nodes", lambda: tuple(slurm.parse_nodes(nodes)))
+        monkeypatch.setattr(slurm, "submit_job", self.accept)
+        monkeypatch.setattr(slurm, "cancel_job", self.cancelled.append)
+        monkeypatch.setattr(submit.time, "sleep", self.sleep)
+        monkeypatch.setattr(submit.time, "monotonic", lambda: self.slept)
+
+    def accept(self, options: list[str], _script: str) -> int:
+        self.submitted.append(options)
+        number = next(self._numbers)
+        if len(self.submitted) > self._forgets:
+            self.add(number)
+        return number
+
+    def add(self, number: int, guest_id: str = "order-1", state: str = "PENDING") -> None:
+        self.jobs.append(slurm.Job(number, state, "", "web", "", guest_id, ""))
+        self.jobs.sort(key=lambda job: job.number)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
+UP = NODES.splitlines()[0] + "\n"
+
+
+def test_guest_is_submitted_once_and_confirmed_after_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    wish = submit.read_wish(FIELDS)
+    assert submit.submit(wish).number == 1
+    assert controller.slept >= submit.SAVE_SECONDS
+    assert submit.submit(wish).number == 1  # the same id
+    assert len(controller.submitted) == 1
+
+
+def test_guest_that_was_acknowledged_and_forgotten_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch, forgets=1, nodes=UP)
+    assert submit.submit(submit.read_wish(FIELDS)).number == 2
+    assert controller.slept >= submit.ORPHAN_SECONDS  # the forgotten guest has been ended by then
+
+
+def test_forgotten_guest_is_not_submitted_again_while_a_node_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch, forgets=1)
+    with pytest.raises(OrchestratorError, match="forgot guest web, which may run on host2"):
+        submit.submit(submit.read_wish(FIELDS))
+    assert len(controller.submitted) == 1
+
+
+def test_ended_guest_is_not_started_again_under_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    controller.add(5, state="FAILED")
+    assert submit.submit(submit.read_wish(FIELDS)).state == "FAILED"
+    assert not controller.submitted
+
+
+def test_name_of_another_guest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    controller.add(5, "order-0", "RUNNING")
+    with pytest.raises(Conflict, match="another guest web, job 5"):
+        submit.submit(submit.read_wish(FIELDS))
+    controller.jobs.clear()
+    controller.add(6, "order-0", "COMPLETED")  # it has ended
+    assert submit.submit(submit.read_wish(FIELDS)).number == 1
+
+
+def test_of_two_guests_that_come_at_the_same_time_the_first_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    controller.sleep = lambda seconds: controller.add(0, "order-0")  # type: ignore[method-assign]
+    monkeypatch.setattr(submit.time, "sleep", controller.sleep)
+    with pytest.raises(Conflict, match="job 0"):
+        submit.submit(submit.read_wish(FIELDS))
+    assert controller.cancelled == [1]
+
+
+def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+
+    def lose(*_: object) -> int:
+        def fail(_name: str = "") -> tuple[slurm.Job, ...]:
+            controller.sleep(30)
+            raise slurm.Unreachable("no connection")
+
+        monkeypatch.setattr(slurm, "read_jobs", fail)
+        raise slurm.Unreachable("no connection")
+
+    monkeypatch.setattr(slurm, "submit_job", lose)
+    with pytest.raises(CommandError, match="not known whether guest web was submitted") as caught:
+        submit.submit(submit.read_wish(FIELDS))
+    assert "--id order-1" in caught.value.hint
+
+
+def test_fleet_without_hosts_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeController(monkeypatch, nodes="")
+    with pytest.raises(NoRoom, match="has no nodes"):
+        submit.submit(submit.read_wish(FIELDS))
+
+
+def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[[], Completed]) -> None:
+    monkeypatch.setattr(slurm, "run", lambda *_words, **_options: reply())
+
+
+def test_missing_slurm_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(CommandError, match="Slurm's command sinfo is not installed"):
+        slurm.check_version()
+    answer(monkeypatch, lambda: Completed(127, "", "env: 'sbatch': No such file or directory"))
+    with pytest.raises(CommandError, match="Slurm's command sbatch is not installed"):
+        slurm.submit_job([], "")
+
+
+@pytest.mark.parametrize(
+    ("text", "is_accepted"),
+    [("slurm 22.05.8", True), ("slurm-wlm 24.11.5", True), ("slurm 20.11.4", False), ("slurm 22.04.1", False), ("what?", False)],
+)
+def test_version(monkeypatch: pytest.MonkeyPatch, text: str, *, is_accepted: bool) -> None:
+    answer(monkeypatch, lambda: Completed(0, text, ""))
+    if is_accepted:
+        slurm.check_version()
+    else:
+        with pytest.raises(OrchestratorError, match="requires Slurm 22.05 or later"):
+            slurm.check_version()
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", slurm.Unreachable),
+        ("slurm_load_jobs error: Invalid job id specified", NotFound),
+        ("sbatch: error: Batch job submission failed: User's group not permitted to use this partition", CommandError),
+    ],
+)
+def test_errors_of_slurm_keep_their_words(monkeypatch: pytest.MonkeyPatch, text: str, kind: type[OrchestratorError]) -> None:
+    answer(monkeypatch, lambda: Completed(1, "", text))
+    with pytest.raises(kind) as caught:
+        slurm.read_jobs()
+    assert type(caught.value) is kind
+    assert text in caught.value.message
