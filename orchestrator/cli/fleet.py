@@ -142,7 +142,8 @@ def show(name: str, *, as_json: bool) -> None:
 def cancel(name: str, *, as_json: bool) -> None:
     """End a guest, or withdraw it from the queue.
 
-    A guest that runs is shut down; after 20 s it is forced off.
+    A guest that runs is shut down; after 20 s it is forced off. The command returns after 6 s, when the controller has saved the
+    request.
     """
     job = _fleet("submit").cancel(name)
     if as_json:

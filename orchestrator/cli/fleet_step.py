@@ -60,6 +60,8 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
             # slurmd does not keep what a Prolog or Epilog prints.
             syslog.openlog("nohype-fleet")
             syslog.syslog(syslog.LOG_ERR, f"{command.__name__} of job {job} on {node}: {line}")
+            if command.__name__ == "prolog":
+                steps.report_refusal(job, error)
             if command.__name__ != "job":
                 steps.drain(node, f"{command.__name__}: {line}")
             sys.exit(1)

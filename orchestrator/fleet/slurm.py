@@ -58,6 +58,11 @@ class Job:
     def has_ended(self) -> bool:
         return self.state in ENDED
 
+    @property
+    def is_ending(self) -> bool:
+        """Also while the Epilog runs."""
+        return self.has_ended or self.state == "COMPLETING"
+
 
 @dataclass(frozen=True)
 class Allocation:

@@ -245,6 +245,12 @@ def drain(node_name: str, reason: str) -> None:
         slurm.update_node(node_name, "State=DRAIN", f"Reason={reason}"[:200])
 
 
+def report_refusal(job: int, error: OrchestratorError) -> None:
+    """As `report`, from a Prolog that may have failed before it knew the guest."""
+    with suppress(OrchestratorError):
+        report(job, slurm.read_allocation(job).guest_id, error)
+
+
 def report(job: int, guest_id: str, error: OrchestratorError) -> None:
     """Stores the reason with the job, where `nohype fleet show` reads it. A controller that does not respond never learns it."""
     with suppress(OrchestratorError):

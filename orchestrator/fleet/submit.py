@@ -114,12 +114,21 @@ def find_job(name: str) -> slurm.Job:
 
 
 def cancel(name: str) -> slurm.Job:
-    """Ends all jobs of this name that have not ended. Raises NotFound."""
+    """Ends all jobs of this name that have not ended, and returns when the controller cannot forget it any more.
+
+    Raises NotFound if the fleet does not have the guest, OrchestratorError if the controller forgot the request several times.
+    """
     job = find_job(name)
-    for other in slurm.read_jobs(name):
-        if not other.has_ended:
+    for _ in range(_ATTEMPTS):
+        running = [other for other in slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS) if not other.is_ending]
+        if not running:
+            return job
+        for other in running:
             slurm.cancel_job(other.number)
-    return job
+        time.sleep(SAVE_SECONDS)
+    if all(other.is_ending for other in slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)):
+        return job
+    raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {name} is to be ended", "repeat the command")
 
 
 def build_options(wish: Wish) -> list[str]:

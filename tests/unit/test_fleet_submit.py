@@ -207,6 +207,33 @@ def test_of_two_guests_that_come_at_the_same_time_the_first_stays(monkeypatch: p
     assert controller.cancelled == [1]
 
 
+@pytest.mark.parametrize("forgets", [0, 1, 2])
+def test_cancel_is_repeated_until_the_controller_has_saved_it(monkeypatch: pytest.MonkeyPatch, forgets: int) -> None:
+    controller = FakeController(monkeypatch)
+    controller.add(3, state="FAILED")  # an earlier guest of this name
+    controller.add(5, state="RUNNING")
+
+    def cancel(number: int) -> None:
+        controller.cancelled.append(number)
+        if len(controller.cancelled) > forgets:
+            controller.jobs.pop()
+            controller.add(number, state="COMPLETING")
+
+    monkeypatch.setattr(slurm, "cancel_job", cancel)
+    assert submit.cancel("web").number == 5
+    assert controller.cancelled == [5] * (forgets + 1)
+    assert controller.slept >= submit.SAVE_SECONDS
+
+
+def test_cancel_that_is_always_forgotten_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    with pytest.raises(NotFound, match="does not have guest web"):
+        submit.cancel("web")
+    controller.add(5, state="RUNNING")
+    with pytest.raises(OrchestratorError, match="forgot 3 times"):
+        submit.cancel("web")
+
+
 def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch)
 
