@@ -65,8 +65,10 @@ class Server:
         self.inventory.write_text(json.dumps({"nohype_hosts": {"hosts": {str(root): variables}}}))
 
     def play(self, playbook: str, *words: str, check: bool = True) -> Completed:
+        # undo.yml reads the mounts. /proc is there for the playbook only.
+        mounted = ["unshare", "--mount", "sh", "-c", 'mount -t proc proc "$0" && exec "$@"', self.root / "proc"]
         argv = [find_ansible(), f"--inventory={self.inventory}", *words, ANSIBLE / playbook]
-        done = run(argv, env=build_environment(ANSIBLE, self.folder / "home"), timeout=1800, check=False)
+        done = run([*mounted, *argv], env=build_environment(ANSIBLE, self.folder / "home"), timeout=1800, check=False)
         assert done.status == 0 or not check, done.stdout[-4000:] + done.stderr[-1000:]
         return done
 
@@ -78,13 +80,14 @@ class Server:
         return {line.split("  ", 1)[1]: line for line in lines}
 
 
-# Caches, logs and what dpkg and ldconfig keep for themselves may differ.
+# Caches, logs and what dpkg and ldconfig keep for themselves may differ. Of /var/lib, systemd-tmpfiles makes two folders whenever
+# a package has a file for it.
 _LOOK = r"""
 find /etc /opt /usr /srv /root /home -xdev \( -name '*.pyc' -o -name __pycache__ -o -path /root/.ansible \) -prune -o \
   ! -type d ! -path '/etc/*-' ! -path /etc/ld.so.cache ! -path /etc/ssl/certs/\* -type f -exec sha256sum {} +
 find /etc /opt /usr/local -xdev \( -type d -o -type l \) ! -name __pycache__ ! -path /etc/ssl/certs/\* -printf '%y%l  %p\n'
 dpkg-query --show --showformat='${db:Status-Status} ${Version}  package ${Package}\n'
-find /var/lib -maxdepth 1 -printf '%y  %p\n'
+find /var/lib -maxdepth 1 ! -name machines ! -name portables -printf '%y  %p\n'
 """
 
 

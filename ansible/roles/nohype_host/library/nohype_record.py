@@ -301,6 +301,8 @@ def remove_tree(path: Path, *, dry: bool) -> str | None:
 
 def list_mounts() -> list[Path]:
     """Mount points, also those of bind mounts, which os.path.ismount does not see; spaces are octal numbers in the table."""
+    if not MOUNTS.exists():
+        raise OSError("/proc is not mounted in this root: mount it, and run undo.yml again")
     fields = (line.split(" ")[4] for line in MOUNTS.read_text().splitlines())
     return [Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)) for field in fields]
 
