@@ -23,8 +23,9 @@ from tests.lab.conftest import LINK_UP, LabHost
 SIZE = 250
 """Bytes of an echo; no other program of the tests uses it."""
 FRAMES = 1500
-LIMIT = 1.0
-"""Seconds within which VEPA mode must be restored."""
+LIMIT = 10.0
+"""Seconds within which VEPA mode must be restored: far below the manager's periodic check, so a notification has caused it.
+Usually it takes less than one, and up to two on a busy machine."""
 
 # Polls the loopback bit of the 82576's DTXSWC until the file STOP exists; prints the intervals in which it was set, in seconds.
 POLL = """

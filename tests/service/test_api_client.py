@@ -25,7 +25,8 @@ from tests.harness.api_server import Authority
 
 GUEST: dict[str, Any] = {
     "name": "web", "state": "running", "owner": "", "version": 3, "restarts": 1, "cores": ["2-3"], "cpus": [2, 3], "node": 0,
-    "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None, "created": None, "creator": None,
+    "memory": 256, "huge_pages": 128, "page_size": 2, "housekeeping": "0-1", "image": "minimal", "cmdline": "", "id": None,
+    "created": None, "creator": None,
     "vf": {"pf": "p", "interface": "nic0", "index": 0, "address": "a", "mac": "m", "edge": "vepa",
            "network": "", "vlan": 0, "rate": 0, "tap": ""}, "cpu_features": [], "restart": "never",
     "hostname": "web", "ssh_keys": 0, "user_data": None, "network_config": None,
