@@ -16,7 +16,7 @@ import pytest
 from orchestrator.errors import LabError
 from orchestrator.lab import control
 from orchestrator.lab.lab import keeping_connection
-from orchestrator.lab.paths import LabDir
+from orchestrator.lab.paths import LabDir, is_locked
 from orchestrator.lab.progress import Timeline
 from orchestrator.lab.server import LabServer
 from tests.service.test_lab_control import ROOT, assert_nothing_left, name, parts, stand_in, wait_until
@@ -242,6 +242,7 @@ def test_leftovers_of_a_job_that_was_killed_with_its_keeper_are_removed(tmp_path
         wait_until((tmp_path / "begun").exists, "it has begun")
         for pid in (process.pid, control.find_lab(name).state.pid):
             os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_locked(LabDir(name)), "its keeper has ended")  # a killed process needs a moment
     assert LabDir(name).path.exists()
     control.remove_dead(re.compile("run-other"), print)
     assert LabDir(name).path.exists()

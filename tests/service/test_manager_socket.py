@@ -85,7 +85,9 @@ def test_guest_goes_from_plan_to_deletion(served: Served) -> None:
     assert (planned["state"], planned["version"], client.guests()) == ("planned", 0, [])
     made = client.create(REQUEST)
     assert made["state"] == "running"
-    assert {**planned, "state": "running", "version": made["version"]} == made
+    assert made["created"]
+    known = {key: made[key] for key in ("version", "created", "creator")}
+    assert {**planned, **known, "state": "running"} == made
     assert client.guest("one") == made
     stopped = client.stop("one", timeout=5)
     assert stopped["state"] == "stopped"
