@@ -106,7 +106,7 @@ def submit(wish: Wish) -> slurm.Job:
 
 
 def find_job(name: str) -> slurm.Job:
-    """The job of the guest: the one that has not ended, otherwise the last. Raises NotFound."""
+    """Returns the guest's job that has not ended. If all have ended, returns the newest. Raises NotFound without a job."""
     jobs = slurm.read_jobs(name)
     for job in (*(job for job in jobs if not job.has_ended), *reversed(jobs)):
         return job

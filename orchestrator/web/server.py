@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream(response)
 
     def _stream(self, response: http.client.HTTPResponse) -> None:
-        """Passes the content on as it comes. One that is cut off has no end here either: the browser takes it for an error."""
+        """Passes the content on as it comes. If it is cut off, its end is missing here too: the browser reports an error."""
         returned = {name.title(): value for name in _RETURNED if (value := response.getheader(name))}
         length = response.getheader("Content-Length")
         if self.command == "HEAD" or response.status in _NO_CONTENT:
