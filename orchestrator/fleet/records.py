@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,9 +29,9 @@ class Record:
 def write_record(folder: Path, record: Record) -> None:
     """On the disk when it returns. Raises HostError."""
     path = _path(folder, record.node, record.job)
+    part = path.with_suffix(".part")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
         with part.open("w") as file:
             json.dump(asdict(record), file)
             file.flush()
@@ -38,6 +39,8 @@ def write_record(folder: Path, record: Record) -> None:
         part.rename(path)
         _sync(folder)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)  # a full disk: no later write replaces the file of this job
         raise HostError(f"cannot write the record {path}", errno=error.errno or 0) from None
 
 
