@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
+from orchestrator.cli.lights import find_lights
 from orchestrator.cli.map import choose_letters
 from orchestrator.cli.output import format_size, printable
 from orchestrator.client.host_shapes import Host
@@ -69,7 +70,7 @@ _Part = Iterator[tuple[int, str]]
 
 
 def _draw_title(host: Host) -> _Part:
-    lights = {light["subject"]: light for light in host["lights"]}
+    lights = find_lights(host)
     free = sum(core["use"] == "free" for core in host["cores"])
     words = f"{len(host['guests'])} guests, {free} of {len(host['cores'])} cores free"
     yield _LINE + 4, _text(0, 12, f"Host at {host['time'][:16].replace('T', ' ')} UTC: {words}", "title")
@@ -170,7 +171,7 @@ def _describe_disk(disk: Controller, owner: str, serial: str | None) -> str:
 
 def _draw_guests(host: Host) -> _Part:
     letters = choose_letters(host["guests"])
-    lights = {light["subject"]: light for light in host["lights"]}
+    lights = find_lights(host)
     for number, guest in enumerate(host["guests"]):
         light = lights[guest["name"]]
         words = [guest["name"], guest["state"], f"CPUs {_join_cpus(guest['cores'])}", format_size(guest["memory"])]

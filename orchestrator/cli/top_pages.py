@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from orchestrator.cli.host_rates import VcpuRates
+from orchestrator.cli.lights import find_lights
 from orchestrator.cli.map import draw
 from orchestrator.cli.output import format_size
-from orchestrator.client.host_shapes import Host
+from orchestrator.client.host_shapes import Host, VfSettings
 from orchestrator.client.shapes import Guest
 from orchestrator.values import CpuSet
 
@@ -18,6 +19,10 @@ Line = tuple[str, str]
 
 _BARS = "▁▂▃▄▅▆▇█"
 _COLOURS = {"pass": "", "not measured": "yellow", "fail": "red"}
+_NOT_REPORTED: VfSettings = {
+    "address": "", "guest": "", "mac": None, "vlan": None, "min_rate": None, "max_rate": None, "spoof_check": None, "trust": None,
+    "link_state": None, "differences": [], "why": "this version of the manager does not report its settings",
+}  # fmt: skip
 _WAIT_LIMIT = 0.001
 """Seconds per second: more than a timer interrupt takes of a core."""
 
@@ -48,7 +53,7 @@ def show_head(reading: Reading) -> Iterator[Line]:
     host = reading.host
     running = sum(guest["state"] == "running" for guest in host["guests"])
     free = sum(core["use"] == "free" for core in host["cores"])
-    (light,) = (one for one in host["lights"] if one["subject"] == "host")
+    light = find_lights(host)["host"]
     words = [host["time"][11:19] + " UTC", f"{len(host['guests'])} guests, {running} running"]
     words += [f"{free} of {len(host['cores'])} cores free", f"proofs of the host: {light['text']}"]
     yield "   ".join(words), ""
@@ -65,7 +70,7 @@ def show_guests(reading: Reading) -> Iterator[Line]:
     heading = ("GUEST", "STATE", "CPUS", "BUSY", "WAIT", "EXITS/S", "MOST", "PROOFS")
     rows: list[tuple[str, ...]] = [heading]
     colours = [""]
-    lights = {light["subject"]: light for light in reading.host["lights"]}
+    lights = find_lights(reading.host)
     for guest in reading.host["guests"]:
         vcpus = reading.rates.get(guest["name"], ())
         light = lights[guest["name"]]
@@ -107,7 +112,7 @@ def show_vfs(reading: Reading) -> Iterator[Line]:
     colours, notes = [""], []
     for pf in reading.host["survey"]["pfs"]:
         for vf in pf["vfs"]:
-            now = settings[vf["address"]]
+            now = settings.get(vf["address"], _NOT_REPORTED)
             owner = now["guest"] or (f"host: {vf['use']}" if vf["use"] else "free")
             different = bool(now["differences"])
             rows.append((

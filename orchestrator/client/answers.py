@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import http.client
 import json
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from orchestrator.client import shapes
+from orchestrator.client.added import Added
 from orchestrator.client.problems import MEDIA_TYPE, parse_problem
 from orchestrator.errors import OrchestratorError
 
@@ -103,7 +105,10 @@ def parse_stream(lines: typing.IO[bytes] | http.client.HTTPResponse, kind: Any =
 
 
 def has_shape(value: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a type of `shapes`. Accepts unknown members and words: a newer manager can send them."""
+    """Whether a JSON value is of a type of `shapes`.
+
+    Accepts unknown members and words: a newer manager can send them. Adds the members that an older manager does not send.
+    """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is list:
         return isinstance(value, list) and all(has_shape(item, arguments[0]) for item in value)
@@ -114,15 +119,23 @@ def has_shape(value: Any, kind: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(has_shape(value, one) for one in arguments)
     if typing.is_typeddict(kind):
-        return isinstance(value, dict) and all(
-            name in value and has_shape(value[name], one) for name, one in _read_hints(kind).items()
-        )
+        return isinstance(value, dict) and all(_has_member(value, name, one) for name, one in _read_hints(kind).items())
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return kind is object or type(value) is kind
 
 
-_read_hints = functools.cache(get_type_hints)
+def _has_member(value: dict[str, Any], name: str, kind: Any) -> bool:
+    if get_origin(kind) is Annotated:
+        kind, added = get_args(kind)
+        assert isinstance(added, Added), name
+        value.setdefault(name, copy.deepcopy(added.value))
+    return name in value and has_shape(value[name], kind)
+
+
+@functools.cache
+def _read_hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
 
 
 def _parse(response: http.client.HTTPResponse, content: bytes, media: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
+from orchestrator.client.added import Added
 from orchestrator.client.shapes import Guest, Quarantined, Survey, Uplink
 
 
@@ -141,11 +142,11 @@ class Host(TypedDict):
     cores: list[CoreUse]
     pages: list[PageUse]
     uplinks: list[Uplink]
-    vfs: list[VfSettings]
+    vfs: Annotated[list[VfSettings], Added([])]
     lost: list[str]
     activity: list[GuestActivity]
     audit: LastAudit | None
     drift: list[Drift]
     quarantine: list[Quarantined]
-    attention: list[Attention]
-    lights: list[Light]
+    attention: Annotated[list[Attention], Added([])]
+    lights: Annotated[list[Light], Added([])]

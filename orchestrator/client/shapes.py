@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
+from orchestrator.client.added import Added
 from orchestrator.client.cache_shapes import Caches as Caches
 from orchestrator.client.cache_shapes import CacheShare as CacheShare
 from orchestrator.client.disk_shapes import Disk as Disk
@@ -50,8 +51,8 @@ class Guest(TypedDict):
     owner: str
     version: int
     restarts: int
-    created: str | None
-    creator: str | None
+    created: Annotated[str | None, Added(None)]
+    creator: Annotated[str | None, Added(None)]
     cores: list[str]
     cpus: list[int]
     node: int
