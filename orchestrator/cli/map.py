@@ -13,9 +13,11 @@ import click
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.output import format_size, say
 from orchestrator.client import Client, shapes
+from orchestrator.client.host_shapes import Host
 from orchestrator.values import CpuSet
 
 _HOST, _FREE, _OFFLINE = ".", "-", "?"
+NOT_ISOLATED, UNMANAGED, SHARED = "~", "@", "!"
 _LETTERS = ascii_uppercase + ascii_lowercase
 _MANY = "*"  # of all guests after the letters
 _INDENT, _BAR = 10, 20
@@ -29,8 +31,9 @@ def map(*, file: TextIO | None, client: Client) -> None:  # noqa: A001
     """Draw the host, and which guest has what of it.
 
     Shows cores, huge pages, virtual functions and disks. One character is a CPU or a virtual function, and brackets hold the CPUs
-    of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has. What no guest of the
-    manager has is shown as free; other programs may use it.
+    of a core. A letter is a guest, of which the last part has the names; a stopped guest keeps what it has. Cores that guests
+    cannot have because they are not isolated are marked ~. CPUs on which unmanaged virtual machines run are marked @, or ! if a
+    guest owns the CPU. What else no guest of the manager has is shown as free; other programs may use it.
     """
     host = client.host()
     if file is not None:
@@ -39,20 +42,61 @@ def map(*, file: TextIO | None, client: Client) -> None:  # noqa: A001
         file.write("".join(draw_svg(host)))
         return
     width = max(60, min(get_terminal_size((100, 24)).columns, 160))
-    for line in draw(host["guests"], host["survey"], width):
+    for line in draw(host, width):
         say(line)
 
 
-def draw(guests: Sequence[shapes.Guest], survey: shapes.Survey, width: int = 100) -> Iterator[str]:
+def draw(host: Host, width: int = 100) -> Iterator[str]:
     """Lines of at most ``width`` characters, except for names that are longer. Pure."""
+    guests, survey = host["guests"], host["survey"]
     letters = choose_letters(guests)
-    yield from _draw_cores(guests, letters, survey, width)
+    marks = _mark_cpus(host, letters)
+    yield from _draw_cores(marks, survey, width)
     yield from _draw_pages(survey)
     yield from _draw_uplinks(guests, letters, survey, width)
     yield from _draw_disks(guests, letters, survey)
-    yield f"{'':{_INDENT}}{_HOST} host   {_FREE} free   {_OFFLINE} offline"
+    meanings = {NOT_ISOLATED: "not isolated", UNMANAGED: "unmanaged guest", SHARED: "unmanaged guest on a guest's CPU"}
+    legend = [f"{mark} {text}" for mark, text in meanings.items() if mark in marks.values()]
+    for line in wrap("   ".join((f"{_HOST} host", f"{_FREE} free", f"{_OFFLINE} offline", *legend)), width - _INDENT):
+        yield f"{'':{_INDENT}}{line}"
     for guest in guests:
         yield _describe(letters[guest["name"]], guest)
+    yield from (f"{UNMANAGED:>{_INDENT - 2}}  {line}" for line in describe_unmanaged(host))
+    if why := explain_unmanaged(host):
+        yield f"{'':{_INDENT}}{why}"
+
+
+def describe_unmanaged(host: Host) -> Iterator[str]:
+    """A line per virtual machine that the manager did not create."""
+    for guest in host["unmanaged"] or ():
+        process = "" if guest["pid"] is None else f", process {guest['pid']}"
+        where = f"may run on CPUs {guest['cpus']}" if guest["confined"] else f"may run on all CPUs, last ran on {guest['cpus']}"
+        yield f"{guest['name']} (unmanaged {guest['kind']}{process})  {guest['why'] or where}"
+
+
+def explain_unmanaged(host: Host) -> str:
+    """Which of those machines are not known, and why; empty if all are."""
+    if host["unmanaged"] is None:
+        return "not measured: unmanaged guests: this version of the manager does not report them"
+    return f"not measured: {host['unmanaged_why']}" if host["unmanaged_why"] else ""
+
+
+def find_unmanaged_cpus(host: Host) -> dict[int, list[str]]:
+    """By CPU, without those for housekeeping, the names of the unmanaged guests that run on it."""
+    found: dict[int, list[str]] = {}
+    for guest in host["unmanaged"] or ():
+        for cpu in CpuSet.parse(guest["cpus"]) - CpuSet.parse(host["survey"]["housekeeping"]):
+            found.setdefault(cpu, []).append(guest["name"])
+    return found
+
+
+def _mark_cpus(host: Host, letters: Mapping[str, str]) -> dict[int, str]:
+    marks: dict[int, str] = {}
+    for core in host["cores"]:
+        mark = letters.get(core["guest"]) or {"housekeeping": _HOST, "unusable": NOT_ISOLATED}.get(core["use"], _FREE)
+        marks |= dict.fromkeys(CpuSet.parse(core["cpus"]).ids, mark)
+    owned = {cpu for core in host["cores"] if core["guest"] for cpu in CpuSet.parse(core["cpus"]).ids}
+    return marks | {cpu: SHARED if cpu in owned else UNMANAGED for cpu in find_unmanaged_cpus(host)}
 
 
 def choose_letters(guests: Sequence[shapes.Guest]) -> dict[str, str]:
@@ -60,10 +104,7 @@ def choose_letters(guests: Sequence[shapes.Guest]) -> dict[str, str]:
     return {guest["name"]: _LETTERS[number] if number < len(_LETTERS) else _MANY for number, guest in enumerate(guests)}
 
 
-def _draw_cores(guests: Sequence[shapes.Guest], letters: Mapping[str, str], survey: shapes.Survey, width: int) -> Iterator[str]:
-    marks = dict.fromkeys(CpuSet.parse(survey.get("housekeeping", "")).ids, _HOST)
-    for guest in guests:
-        marks |= dict.fromkeys((cpu for core in guest["cores"] for cpu in CpuSet.parse(core).ids), letters[guest["name"]])
+def _draw_cores(marks: Mapping[int, str], survey: shapes.Survey, width: int) -> Iterator[str]:
     for node in sorted({core["node"] for core in survey["cores"]}):
         cores = [CpuSet.parse(core["cpus"]).ids for core in survey["cores"] if core["node"] == node]
         cells = [f"[{''.join(marks.get(cpu, _FREE) for cpu in sorted(core))}]" for core in cores]

@@ -6,9 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 
 from orchestrator.cli.lights import find_lights
-from orchestrator.cli.map import choose_letters
+from orchestrator.cli.map import (
+    SHARED,
+    UNMANAGED,
+    choose_letters,
+    describe_unmanaged,
+    explain_unmanaged,
+    find_unmanaged_cpus,
+)
 from orchestrator.cli.output import format_size, printable
-from orchestrator.client.host_shapes import Host
+from orchestrator.client.host_shapes import CoreUse, Host
 from orchestrator.client.shapes import Controller, Pf
 from orchestrator.values import CpuSet
 
@@ -24,6 +31,7 @@ text { white-space: pre; }
 .title { font-size: 17px; font-weight: 600; }
 .unusable rect { stroke-dasharray: 3 2; }
 .stopped rect { fill-opacity: .35; }
+.unmanaged rect { stroke-width: 2; }
 .quarantined rect, .bar.quarantined { stroke-width: 2; }
 """
 _FILLS = {
@@ -31,6 +39,7 @@ _FILLS = {
     ".bad": ("#b3261e", "#ff8a80"), ".good": ("#1a7f37", "#6fdd8b"), ".open": ("#8a5a00", "#f2c14e"),
     ".free rect, .bar.free": ("#fff", "#1d2126"), ".housekeeping rect, .bar.housekeeping, .host rect": ("#d0d7de", "#3a424b"),
     ".unusable rect": ("#eaeef2", "#262b31"), ".quarantined rect, .bar.quarantined": ("#ffc9c4", "#7a2620"),
+    ".unmanaged rect": ("#ffdf9e", "#6b4d0f"),
     ".bar.claimed": ("#a5d6ff", "#1f4f7d"), ".bar.foreign": ("#ffdf9e", "#6b4d0f"),
     **{f".g{number} rect": (f"hsl({36 * number}, 75%, 84%)", f"hsl({36 * number}, 45%, 30%)") for number in range(_COLOURS)},
 }  # fmt: skip
@@ -85,6 +94,7 @@ def _draw_cores(host: Host) -> _Part:
     numbers = {guest["name"]: number for number, guest in enumerate(host["guests"])}
     stopped = {guest["name"] for guest in host["guests"] if guest["state"] == "stopped"}
     threads = {core["cpus"]: len(CpuSet.parse(core["cpus"]).ids) for core in host["cores"]}
+    unmanaged = find_unmanaged_cpus(host)
     step = _CELL - _THREAD + _THREAD * max(threads.values(), default=1) + _GAP
     columns = max(1, (_WIDTH - 2 * _MARGIN - _LABEL) // step)
     for node in sorted({core["node"] for core in host["cores"]}):
@@ -92,18 +102,26 @@ def _draw_cores(host: Host) -> _Part:
         for begin in range(0, len(cores), columns):
             cells = []
             for column, core in enumerate(cores[begin : begin + columns]):
-                guest = core["guest"]
+                guest, others = core["guest"], _find_others(core, unmanaged)
                 mark = letters[guest] if guest in letters else {"housekeeping": "·", "unusable": "×"}.get(core["use"], "")
+                marks = "".join(mark if not other else SHARED if guest else UNMANAGED for other in others)
                 kind = f"g{numbers[guest] % _COLOURS}" if guest in numbers and core["use"] == "claimed" else core["use"]
-                kind += " stopped" if guest in stopped else ""
+                kind += (" stopped" if guest in stopped else "") + (" unmanaged" if any(others) else "")
                 title = f"core with CPUs {core['cpus']}, socket {core['socket']}: {core['use']}{f' by {guest}' if guest else ''}"
-                cells.append(_cell(_LABEL + column * step, step - _GAP, kind, mark * threads[core["cpus"]], title))
+                names = sorted({name for other in others for name in other})
+                title += f"; unmanaged guest {', '.join(names)}" if names else ""
+                cells.append(_cell(_LABEL + column * step, step - _GAP, kind, marks, title))
             label = _text(0, 13, f"node {node} cores") if not begin else ""
             yield _CELL + _GAP, label + "".join(cells)
         yield 8, ""
     online = {cpu for core in host["cores"] for cpu in CpuSet.parse(core["cpus"]).ids}
     if offline := CpuSet.of(set(CpuSet.parse(host["survey"]["possible"]).ids) - online):
         yield _LINE, _text(0, 13, "offline") + _text(_LABEL, 13, f"CPUs {offline}", "quiet")
+
+
+def _find_others(core: CoreUse, unmanaged: Mapping[int, list[str]]) -> list[list[str]]:
+    """The unmanaged guests on each CPU of a core."""
+    return [unmanaged.get(cpu, []) for cpu in CpuSet.parse(core["cpus"])]
 
 
 def _draw_memory(host: Host) -> _Part:
@@ -181,7 +199,12 @@ def _draw_guests(host: Host) -> _Part:
         shown = text if len(text) <= _GUEST_CHARACTERS else f"{text[: _GUEST_CHARACTERS - 1]}…"
         line = f"<g><title>{_escape(text)}</title>{_text(_CELL + 8, 13, shown)}</g>"
         yield _LINE, cell + line + _text(640, 13, light["text"], _CLASSES[light["verdict"]])
+    for line in describe_unmanaged(host):
+        yield _LINE, _cell(0, _CELL, "unmanaged", UNMANAGED, line) + _text(_CELL + 8, 13, line)
+    if why := explain_unmanaged(host):
+        yield _LINE, _text(0, 13, why, "open")
     legend = "one character is a thread of a core   · housekeeping   × not isolated   pale: of a stopped guest"
+    legend += f"   {UNMANAGED} unmanaged guest   {SHARED} unmanaged guest on a guest's core"
     yield _LINE, _text(0, 13, f"{legend}   empty: free; other programs may use it", "quiet")
 
 

@@ -166,7 +166,7 @@ def show_nodes(reading: Reading) -> Iterator[Line]:
 
 
 def show_cores(reading: Reading, width: int) -> Iterator[Line]:
-    yield from ((line, "") for line in draw(reading.host["guests"], reading.host["survey"], width))
+    yield from ((line, "") for line in draw(reading.host, width))
 
 
 PAGES: Mapping[str, tuple[str, Callable[[Reading, int], Iterator[Line]]]] = {

@@ -21,6 +21,21 @@ class CoreUse(TypedDict):
     guest: str
 
 
+class UnmanagedGuest(TypedDict):
+    """A running virtual machine that the manager did not create: a "domain" of libvirt, or of another "program".
+
+    ``pid`` is null if not known. ``cpus`` are those where its threads may run, or, of threads that may run on all CPUs, where
+    they last ran; ``confined``: there are no such threads. ``why`` says what was not read and why, and is empty if all was.
+    """
+
+    kind: str
+    name: str
+    pid: int | None
+    cpus: str
+    confined: bool
+    why: str
+
+
 class PageUse(TypedDict):
     """Huge pages of one node, size (bytes) and use.
 
@@ -130,8 +145,10 @@ class Host(TypedDict):
     """The host at one moment. ``attention`` has the oldest first.
 
     ``clock`` is the time of ``activity`` in seconds of a clock that never jumps: rates are differences of two readings.
-    ``survey_age`` is the seconds since the survey was read; its free huge pages are current. ``lost`` are uplinks on which
-    frames between guests do not return from the external switch. ``audit`` is null if none was run since the manager started.
+    ``survey_age`` is the seconds since the survey was read; its free huge pages are current. ``unmanaged`` is as old as the
+    survey; ``unmanaged_why`` says which virtual machines are not known and why, and is empty if all are. ``lost`` are uplinks
+    on which frames between guests do not return from the external switch. ``audit`` is null if none was run since the manager
+    started.
     """
 
     time: str
@@ -140,6 +157,8 @@ class Host(TypedDict):
     survey: Survey
     survey_age: float
     cores: list[CoreUse]
+    unmanaged: Annotated[list[UnmanagedGuest] | None, Added(None)]
+    unmanaged_why: Annotated[str, Added("")]
     pages: list[PageUse]
     uplinks: list[Uplink]
     vfs: Annotated[list[VfSettings], Added([])]

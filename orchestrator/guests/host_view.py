@@ -14,6 +14,7 @@ from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.last_audit import AuditMemory
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.runs import Run, Runs
+from orchestrator.guests.unmanaged_guests import list_unmanaged
 from orchestrator.guests.uplinks import Uplinks
 from orchestrator.guests.vf_settings import VfReader
 from orchestrator.host.activity import ThreadTimes, read_thread_times
@@ -23,7 +24,7 @@ from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.event import utc_now
 from orchestrator.model.exit_reasons import ExitTrace
 from orchestrator.model.guest_view import GuestView
-from orchestrator.model.host_view import CoreUse, GuestActivity, HostView, PageUse, VcpuActivity
+from orchestrator.model.host_view import CoreUse, GuestActivity, HostView, PageUse, UnmanagedGuest, VcpuActivity
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
@@ -43,6 +44,7 @@ class _Slow:
     topology: Topology
     read_at: float
     uplinks: tuple[Uplink, ...]
+    unmanaged: tuple[tuple[UnmanagedGuest, ...], str]
     generation: int  # of the claims
 
 
@@ -61,7 +63,7 @@ class HostViews:
         self, context: CoreContext, allocator: Allocator, uplinks: Uplinks, reconciler: Reconciler,
         list_guests: Callable[[Identity], Iterable[GuestView]],
     ) -> None:  # fmt: skip
-        self._host, self._ledger = context.host, context.ledger
+        self._host, self._hypervisor, self._ledger = context.host, context.hypervisor, context.ledger
         self._allocator, self._uplinks, self._reconciler, self._list_guests = allocator, uplinks, reconciler, list_guests
         self.audits = AuditMemory(context.ledger)
         self.find_lost: Callable[[], Mapping[str, bool]] = dict
@@ -91,7 +93,8 @@ class HostViews:
         return HostView(
             time=utc_now(), clock=started_at, guests=guests,
             topology=topology, survey_age=max(0.0, started_at - slow.read_at),
-            cores=tuple(self._list_cores(topology, claims)), pages=tuple(self._list_pages(topology, claims)),
+            cores=tuple(self._list_cores(topology, claims)), unmanaged=slow.unmanaged[0], unmanaged_why=slow.unmanaged[1],
+            pages=tuple(self._list_pages(topology, claims)),
             uplinks=slow.uplinks, vfs=self._vfs.read(topology), lost=lost,
             activity=activity, audit=audit, drift=drift, quarantine=quarantine,
             attention=list_attention(guests, quarantine, drift, lost, audit, check_host(self._uplinks.policy, topology)),
@@ -104,7 +107,9 @@ class HostViews:
         pools, started_at = self._allocator.surveys.get_dated(now - max_age)
         if slow is None or slow.read_at < now - max_age:
             topology = replace(pools, controllers=self._add_disk_use(pools.controllers, now))
-            slow = _Slow(topology, started_at, self._uplinks.list(MANAGER, topology), generation)
+            managed = frozenset(claim.plan.uuid for claim in self._ledger.read().claims)
+            unmanaged = list_unmanaged(self._host, self._hypervisor, managed, topology.cpus)
+            slow = _Slow(topology, started_at, self._uplinks.list(MANAGER, topology), unmanaged, generation)
         self._slow = replace(slow, topology=replace(slow.topology, pools=pools.pools, promised=pools.promised))
         return self._slow
 

@@ -23,6 +23,7 @@ _HUGETLB = re.compile(r"^HugetlbPages:\s*(\d+) kB", re.MULTILINE | re.ASCII)
 _SMAPS_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) \S+ \d+ *(.*)$", re.ASCII)
 _LINE = re.compile(r".+")
 _EXEC_START = re.compile(r"^se\.exec_start\s*:\s*([0-9.]+)", re.MULTILINE)
+_MACHINE = re.compile(r"(\d+)-\d+", re.ASCII)
 _PAGEMAP_PRESENT = 1 << 63
 _PAGEMAP_FRAME = (1 << 55) - 1
 
@@ -204,6 +205,16 @@ def read_open_files(host: HostRoot, pid: int) -> tuple[str, ...]:
     """Targets of the open descriptors: paths, `anon_inode:kvm-vm`, `socket:[123]`."""
     targets = (host.target(f"proc/{pid}/fd/{name}") for name in host.names(f"proc/{pid}/fd"))
     return tuple(target for target in targets if target is not None)
+
+
+def read_machine_owners(host: HostRoot) -> tuple[int, ...]:
+    """Thread ids that have created virtual machines of KVM which exist now: of QEMU the process id.
+
+    Raises HostError if the kernel does not show them.
+    """
+    # virt/kvm/kvm_main.c, kvm_create_vm_debugfs(): a folder PID-FD per machine, next to counters of all machines.
+    matches = (_MACHINE.fullmatch(name) for name in host.names("sys/kernel/debug/kvm"))
+    return tuple(sorted({int(match[1]) for match in matches if match}))
 
 
 def read_services(host: HostRoot, units: tuple[str, ...]) -> dict[str, tuple[int, ...]]:

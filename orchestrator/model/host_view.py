@@ -24,6 +24,27 @@ class CoreUse:
 
 
 @dataclass(frozen=True)
+class UnmanagedGuest:
+    """A running virtual machine that the manager did not create.
+
+    Attributes:
+        kind: "domain" of libvirt, or "program".
+        name: of the domain or program.
+        pid: of its process, None if not known.
+        cpus: where its threads may run; or, of threads that may run on all CPUs, where they last ran.
+        confined: none of its threads may run on all CPUs.
+        why: what was not read, and why; empty if all was.
+    """
+
+    kind: str
+    name: str
+    pid: int | None
+    cpus: CpuSet
+    confined: bool
+    why: str
+
+
+@dataclass(frozen=True)
 class PageUse:
     """Huge pages of one node, size and use."""
 
@@ -145,6 +166,7 @@ class HostView:
         time: UTC in ISO 8601.
         clock: seconds of a clock that never jumps, when ``activity`` was read.
         survey_age: seconds since the survey was read; its free huge pages are current.
+        unmanaged: as of the survey; ``unmanaged_why`` says which are not known and why, empty if all are.
         lost: uplinks on which frames between guests do not return from the external switch.
         audit: None if none was run since the manager started.
     """
@@ -155,6 +177,8 @@ class HostView:
     topology: Topology
     survey_age: float
     cores: tuple[CoreUse, ...]
+    unmanaged: tuple[UnmanagedGuest, ...]
+    unmanaged_why: str
     pages: tuple[PageUse, ...]
     uplinks: tuple[Uplink, ...]
     vfs: tuple[VfSettings, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 import subprocess
@@ -23,6 +24,7 @@ from orchestrator.host.processes import (
     Thread,
     read_boot_id,
     read_last_run,
+    read_machine_owners,
     read_maps,
     read_open_files,
     read_pagemap,
@@ -267,3 +269,22 @@ def test_open_files() -> None:
 def test_open_files_of_a_process_that_is_gone() -> None:
     with pytest.raises(HostError):
         read_open_files(KERNEL, 2**22 + 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/debug/kvm"), reason="debugfs is not mounted, or the module kvm is not loaded")
+def test_process_with_a_virtual_machine_is_found() -> None:
+    """On a real host, which shows it in debugfs."""
+    kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        assert ME not in read_machine_owners(KERNEL)
+        machine = fcntl.ioctl(kvm, 0xAE01, 0)  # KVM_CREATE_VM
+        assert ME in read_machine_owners(KERNEL)
+        os.close(machine)
+    finally:
+        os.close(kvm)
+
+
+def test_counters_of_all_machines_are_not_owners(fake: FakeRoot) -> None:
+    for name in ("exits", "2147-14/exits", "2147-9/exits", "33-7/exits"):
+        fake.add(f"sys/kernel/debug/kvm/{name}", "0")
+    assert read_machine_owners(fake) == (33, 2147)

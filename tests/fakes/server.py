@@ -102,6 +102,7 @@ def _cpus(server: Server) -> Iterator[str]:
     yield f"{folder}/possible = {everything}"
     yield f"{folder}/isolated = {isolated}"
     yield "sys/class/misc/kvm/dev = 10:232"
+    yield "sys/kernel/debug/kvm/exits = 0"
     yield "proc/cmdline = root=/dev/vda quiet"
     yield f"sys/fs/cgroup/cpuset.cpus.isolated = {isolated}"
     # As without the Ansible role: a manager sets them, and sets them back.

@@ -185,6 +185,13 @@ def test_measuring_renews_the_age(page: Browser) -> None:
     page.until("/measured [0-9] s ago/.test(document.getElementById('age').textContent)")
 
 
+def test_cpus_of_unmanaged_guests_are_marked(page: Browser, served: Served) -> None:
+    xml = "<domain><name>db7</name><uuid>00000000-0000-0000-0000-000000000007</uuid><vcpu>1</vcpu></domain>"
+    served.world.hypervisor.domains.define(xml, threads="28-29")
+    found = "c => c.textContent === '@@' && c.title.endsWith('; unmanaged guest db7')"
+    page.until(f"[...document.querySelectorAll('#cores .cell')].some({found})")
+
+
 def test_thousand_cores_are_drawn_and_refreshed(browser: Browser, tmp_path: Path) -> None:
     server = Server(cores=1000, nodes=4, vfs=64, pages=4096, disks=1)
     with serve_example(tmp_path, server) as served, run_server(served.client) as web:

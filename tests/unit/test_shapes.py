@@ -52,6 +52,7 @@ VALUES: dict[type, Any] = {
     topology.Topology: shapes.Survey,
     HostFinding: shapes.Finding,
     host_view.CoreUse: host_shapes.CoreUse,
+    host_view.UnmanagedGuest: host_shapes.UnmanagedGuest,
     host_view.PageUse: host_shapes.PageUse,
     host_view.VcpuActivity: host_shapes.VcpuActivity,
     host_view.GuestActivity: host_shapes.GuestActivity,

@@ -32,11 +32,21 @@ function formatSize(bytes) {
   return String(bytes);
 }
 
-function countCpus(list) {
-  return list.split(",").reduce((sum, part) => {
+function listCpus(list) {
+  return list.split(",").filter(Boolean).flatMap((part) => {
     const [first, last = first] = part.split("-").map(Number);
-    return sum + last - first + 1;
-  }, 0);
+    return Array.from({ length: last - first + 1 }, (_, index) => first + index);
+  });
+}
+
+// By CPU, without those for housekeeping: the names of virtual machines that the manager did not create.
+function findUnmanaged(host) {
+  const housekeeping = new Set(listCpus(host.survey.housekeeping));
+  const found = new Map();
+  for (const { name, cpus } of host.unmanaged ?? []) {
+    for (const cpu of listCpus(cpus).filter((one) => !housekeeping.has(one))) found.set(cpu, [...(found.get(cpu) ?? []), name]);
+  }
+  return found;
 }
 
 const KINDS = { pass: "pass", fail: "fail", "not measured": "open" };
@@ -95,6 +105,7 @@ export function drawAttention(host) {
 
 export function drawCores(host) {
   const numbers = new Map(host.guests.map((guest, index) => [guest.name, index]));
+  const unmanaged = findUnmanaged(host);
   const nodes = new Map();
   for (const core of host.cores) nodes.set(core.node, [...(nodes.get(core.node) ?? []), core]);
   const place = find("cores");
@@ -111,14 +122,16 @@ export function drawCores(host) {
     const number = numbers.get(core.guest);
     const mark = number === undefined ? MARKS[core.use] ?? "" : LETTERS[number] ?? "*";
     const stopped = host.guests[number]?.state === "stopped" ? " stopped" : "";
-    const kind = `cell ${core.use === "claimed" ? `g${number % 10}` : core.use}${stopped}`;
-    const label = `core with CPUs ${core.cpus}, node ${core.node}, socket ${core.socket}: ${core.use}${core.guest ? ` by ${core.guest}` : ""}${stopped}`;
+    const others = listCpus(core.cpus).map((cpu) => unmanaged.get(cpu) ?? []);
+    const names = [...new Set(others.flat())].join(", ");
+    const kind = `cell ${core.use === "claimed" ? `g${number % 10}` : core.use}${stopped}${names && " unmanaged"}`;
+    const label = `core with CPUs ${core.cpus}, node ${core.node}, socket ${core.socket}: ${core.use}${core.guest ? ` by ${core.guest}` : ""}${stopped}${names && `; unmanaged guest ${names}`}`;
     const cell = cells[index];
     if (cell.title === label && cell.className === kind) return;
     cell.className = kind;
     cell.title = label;
     cell.setAttribute("aria-label", label);
-    cell.textContent = mark.repeat(countCpus(core.cpus));
+    cell.textContent = others.map((other) => (other.length ? (core.guest ? "!" : "@") : mark)).join("");
   });
 }
 
