@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.client.host_shapes import Host, VcpuActivity
+from orchestrator.client.host_shapes import GuestActivity, Host, VcpuActivity
 from orchestrator.model.exit_reasons import group_by_class
 
 
@@ -30,6 +30,26 @@ class VcpuRates:
         return None if self.reasons is None else sum(self.reasons.values())
 
 
+@dataclass(frozen=True)
+class OtherRate:
+    """A thread that ran on a guest's cores between two readings. ``slices``: time slices per second, on all of these cores."""
+
+    name: str
+    tid: int
+    pid: int | None
+    unit: str
+    slices: float
+
+    def __str__(self) -> str:
+        return f"{describe_thread(self.name, self.tid, self.pid, self.unit)} {self.slices:.1f}/s"
+
+
+def describe_thread(name: str, tid: int, pid: int | None, unit: str) -> str:
+    """``pid`` is None for a thread that has ended."""
+    process = "" if pid in (None, tid) else f" of process {pid}"
+    return f"{name} ({tid}{process}{', ended' if pid is None else ''}{f', {unit}' if unit else ''})"
+
+
 def measure_rates(before: Host | None, after: Host) -> dict[str, tuple[VcpuRates, ...]]:
     """By guest, one per vCPU. A guest that has changed in between (a restart begins new threads) has no rates."""
     seconds = after["clock"] - before["clock"] if before else 0.0
@@ -44,6 +64,34 @@ def measure_rates(before: Host | None, after: Host) -> dict[str, tuple[VcpuRates
         else:
             found[one["guest"]] = tuple(_compare(*pair, seconds) for pair in zip(earlier, one["vcpus"], strict=True))
     return found
+
+
+def measure_others(before: Host | None, after: Host) -> dict[str, tuple[OtherRate, ...] | None]:
+    """By guest the threads that ran on its cores, the most frequent first; None if not measured."""
+    seconds = after["clock"] - before["clock"] if before else 0.0
+    old = {one["guest"]: one for one in before["activity"]} if before and seconds > 0 else {}
+    return {one["guest"]: _compare_others(old.get(one["guest"]), one, seconds) for one in after["activity"]}
+
+
+def _compare_others(before: GuestActivity | None, after: GuestActivity, seconds: float) -> tuple[OtherRate, ...] | None:
+    if before is None or before["others"] is None or after["others"] is None:
+        return None
+    old = {(one["cpu"], one["tid"], one["name"]): one["count"] for one in before["others"]}
+    grown: dict[tuple[int, str], int] = {}
+    threads = {(one["tid"], one["name"]): one for one in after["others"]}
+    for one in after["others"]:
+        growth = one["count"] - old.pop((one["cpu"], one["tid"], one["name"]), 0)
+        grown[one["tid"], one["name"]] = grown.get((one["tid"], one["name"]), 0) + growth
+        if growth < 0:
+            return None
+    if old:  # the kernel's histogram was begun anew: it loses no entries otherwise
+        return None
+    rates = (
+        OtherRate(name, tid, threads[tid, name]["pid"], threads[tid, name]["unit"], count / seconds)
+        for (tid, name), count in grown.items()
+        if count
+    )
+    return tuple(sorted(rates, key=lambda rate: -rate.slices))
 
 
 def _compare(before: VcpuActivity, after: VcpuActivity, seconds: float) -> VcpuRates:

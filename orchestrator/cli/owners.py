@@ -56,7 +56,7 @@ def _search_guest(word: str, guest: shapes.Guest) -> Iterator[Owner]:
             since=guest["created"] or "", by=guest["creator"] or "", detail=detail,
         )  # fmt: skip
 
-    cpu = _as_cpu(word)
+    cpu = parse_cpu(word)
     if cpu is not None and any(cpu in CpuSet.parse(core).ids for core in guest["cores"]):
         yield own(f"CPU {cpu}", f"cores {', '.join(guest['cores'])} on node {guest['node']}")
     for number, nic in enumerate(guest["nics"]):
@@ -78,7 +78,7 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
     def own(what: str, owner: str, detail: str = "") -> Owner:
         return Owner(what=what, owner=owner, guest="", tenant="", state="", since="", by="", detail=detail)
 
-    cpu = _as_cpu(word)
+    cpu = parse_cpu(word)
     for core in survey["cores"]:
         if cpu is not None and cpu in CpuSet.parse(core["cpus"]).ids:
             is_own = cpu in CpuSet.parse(survey.get("housekeeping", "")).ids
@@ -107,6 +107,7 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
             yield own(f"interface {interface['name']}", HOST, f"port of {interface['master']}" if interface["master"] else "")
 
 
-def _as_cpu(word: str) -> int | None:
+def parse_cpu(word: str) -> int | None:
+    """The number of a CPU, written as 7 or cpu7; None for another word."""
     digits = word.lower().removeprefix("cpu")
     return int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 6 else None

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 import click
 
 from orchestrator.cli.connection import client_option
-from orchestrator.cli.host_rates import measure_rates
+from orchestrator.cli.host_rates import measure_others, measure_rates
 from orchestrator.cli.output import json_option, print_json, printable, say
 from orchestrator.cli.seconds import Seconds
 from orchestrator.cli.terminal import raw_terminal, read_size
@@ -54,8 +54,8 @@ def top(*, once: bool, interval: float, request: Request | None, as_json: bool, 
     with the command to do it.
 
     BUSY is the part of the time that a vCPU ran, of the busiest. WAIT is the milliseconds per second that it was ready, but its
-    core did something else: 0 on cores of their own. EXITS/S are VM exits per second. PROOFS are the verdicts of the last
-    `nohype audit`, which this command does not start. A `-` was not measured.
+    core did something else: 0 on cores of their own; above 1, the threads that ran there are named. EXITS/S are VM exits per
+    second. PROOFS are the verdicts of the last `nohype audit`, which this command does not start. A `-` was not measured.
 
     With --json one object per reading and line; with --once one object.
     """
@@ -66,7 +66,8 @@ def top(*, once: bool, interval: float, request: Request | None, as_json: bool, 
     for reading in readings:
         if as_json:
             rates = {name: [asdict(vcpu) for vcpu in vcpus] for name, vcpus in reading.rates.items()}
-            found = {**reading.host, "rates": rates, **({"plan": reading.plan} if reading.plan else {})}
+            others = {name: None if found is None else [asdict(one) for one in found] for name, found in reading.others.items()}
+            found = {**reading.host, "rates": rates, "others": others, **({"plan": reading.plan} if reading.plan else {})}
             print_json(found) if once else click.echo(json.dumps(found))
         else:
             _print_all(reading)
@@ -108,7 +109,8 @@ class _History:
                 values = self._values[guest, index] = known.get((guest, index), deque(maxlen=self._length))
                 if vcpu.exits is not None:
                     values.append(vcpu.exits)
-        return Reading(after, rates, {key: tuple(values) for key, values in self._values.items()})
+        history = {key: tuple(values) for key, values in self._values.items()}
+        return Reading(after, rates, history, others=measure_others(before, after))
 
 
 def _print_all(reading: Reading) -> None:

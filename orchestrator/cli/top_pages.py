@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
-from orchestrator.cli.host_rates import VcpuRates
+from orchestrator.cli.host_rates import OtherRate, VcpuRates
 from orchestrator.cli.lights import find_lights
 from orchestrator.cli.map import draw
 from orchestrator.cli.output import format_size
@@ -23,6 +23,7 @@ _NOT_REPORTED: VfSettings = {
     "address": "", "guest": "", "mac": None, "vlan": None, "min_rate": None, "max_rate": None, "spoof_check": None, "trust": None,
     "link_state": None, "differences": [], "why": "this version of the manager does not report its settings",
 }  # fmt: skip
+_MOST_THREADS = 5
 _WAIT_LIMIT = 0.001
 """Seconds per second: more than a timer interrupt takes of a core."""
 
@@ -39,13 +40,15 @@ class PlanResult(TypedDict):
 class Reading:
     """``plan``: None without a request.
 
-    ``history``: VM exits per second of each vCPU (guest, index) in the last minute, oldest first.
+    ``history``: VM exits per second of each vCPU (guest, index) in the last minute, oldest first. ``others``: by guest, threads
+    of others that ran on its cores; None for a guest if not measured.
     """
 
     host: Host
     rates: Mapping[str, tuple[VcpuRates, ...]]
     history: Mapping[tuple[str, int], Sequence[float]]
     plan: PlanResult | None = None
+    others: Mapping[str, tuple[OtherRate, ...] | None] = field(default_factory=dict)
 
 
 def show_head(reading: Reading) -> Iterator[Line]:
@@ -78,9 +81,21 @@ def show_guests(reading: Reading) -> Iterator[Line]:
         rows.append((guest["name"], guest["state"], cpus, *_show_use(vcpus), *_show_exits(vcpus), light["text"]))
         colours.append(_COLOURS[light["verdict"]])
     yield from zip(_align(rows), colours, strict=True)
+    yield from _explain_waits(reading)
     for one in reading.host["activity"]:
         if one["why"]:
             yield f"not measured, guest {one['guest']}: {one['why']}", "yellow"
+
+
+def _explain_waits(reading: Reading) -> Iterator[Line]:
+    """Which threads took the time of guests whose vCPUs had to wait."""
+    for guest, vcpus in reading.rates.items():
+        if _is_waiting(vcpus):
+            others = reading.others.get(guest)
+            names = [str(other) for other in (others or ())[:_MOST_THREADS]]
+            names += [f"{len(others) - len(names)} more"] if others and len(others) > len(names) else []
+            found = "not measured" if others is None else ", ".join(names) or "none"
+            yield f"! guest {guest} waited; other threads on its cores, in time slices per second: {found}", "red"
 
 
 def show_vcpus(reading: Reading) -> Iterator[Line]:
@@ -189,8 +204,12 @@ def _show_use(vcpus: Sequence[VcpuRates]) -> tuple[str, str]:
     """The busiest vCPU, and the longest wait in ms per second."""
     ran = [vcpu.ran for vcpu in vcpus if vcpu.ran is not None]
     waited = [vcpu.waited for vcpu in vcpus if vcpu.waited is not None]
-    mark = "!" if waited and max(waited) > _WAIT_LIMIT else ""
+    mark = "!" if _is_waiting(vcpus) else ""
     return f"{max(ran):.0%}" if ran else "-", f"{max(waited) * 1000:.1f}{mark}" if waited else "-"
+
+
+def _is_waiting(vcpus: Sequence[VcpuRates]) -> bool:
+    return any(vcpu.waited is not None and vcpu.waited > _WAIT_LIMIT for vcpu in vcpus)
 
 
 def _show_exits(vcpus: Sequence[VcpuRates]) -> tuple[str, str]:

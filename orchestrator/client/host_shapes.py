@@ -62,11 +62,30 @@ class VcpuActivity(TypedDict):
     exits: dict[str, int] | None
 
 
+class OtherThread(TypedDict):
+    """A thread that is not a vCPU of the guest, and has run on a CPU of the guest's cores.
+
+    ``count`` is how often the scheduler switched to it on this CPU since the kernel counts that. ``pid`` is its process and
+    ``unit`` the systemd unit or control group of that, null and empty if the thread has ended.
+    """
+
+    cpu: int
+    tid: int
+    pid: int | None
+    name: str
+    unit: str
+    count: int
+
+
 class GuestActivity(TypedDict):
-    """The vCPUs of a running guest. ``why`` says what was not measured and why, and is empty if all was."""
+    """The vCPUs of a running guest, and the other threads on its cores, null if not measured.
+
+    ``why`` says what was not measured and why, and is empty if all was.
+    """
 
     guest: str
     vcpus: list[VcpuActivity]
+    others: Annotated[list[OtherThread] | None, Added(None)]
     why: str
 
 

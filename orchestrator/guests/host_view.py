@@ -12,6 +12,7 @@ from orchestrator.guests.allocate import Allocator
 from orchestrator.guests.attention import list_attention, list_lights
 from orchestrator.guests.core_manager import CoreContext
 from orchestrator.guests.last_audit import AuditMemory
+from orchestrator.guests.other_threads import OtherThreads
 from orchestrator.guests.reconcile import Reconciler
 from orchestrator.guests.runs import Run, Runs
 from orchestrator.guests.unmanaged_guests import list_unmanaged
@@ -30,6 +31,7 @@ from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
 from orchestrator.planning.host_check import check_host
+from orchestrator.values import CpuSet
 
 VIEW_AGE, SURVEY_AGE, CHANGED_SURVEY_AGE, DISK_USE_AGE = 0.5, 10.0, 2.0, 300.0
 """Seconds for which a reading is used again; a survey from before the last claim, which can create VFs, for a shorter time.
@@ -72,6 +74,7 @@ class HostViews:
         self._slow: _Slow | None = None
         self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
         self._runs, self._vfs = Runs(context.host, context.hypervisor), VfReader(context.host, context.ledger)
+        self._others = OtherThreads(context.host)
 
     def read(self) -> HostView:
         """At most `VIEW_AGE` seconds old. Raises HostError if the host cannot be surveyed, HypervisorError."""
@@ -134,15 +137,19 @@ class HostViews:
     def _read_activity(self, claims: Sequence[Claim]) -> Iterator[GuestActivity]:
         self._runs.keep(claims)
         trace = self._read_trace() if claims else ""
+        unknown_threads = self._others.read() if claims else ""
         for claim in claims:
             if run := self._runs.find(claim):
-                yield self._build_activity(claim, run, trace)
+                yield self._build_activity(claim, run, trace, unknown_threads)
             else:
-                yield GuestActivity(claim.plan.name, (), "its vCPUs are not known: it is ending, or its QEMU does not respond")
+                yield GuestActivity(
+                    claim.plan.name, (), None, "its vCPUs are not known: it is ending, or its QEMU does not respond"
+                )
 
-    def _build_activity(self, claim: Claim, run: Run, trace: ExitTrace | str) -> GuestActivity:
+    def _build_activity(self, claim: Claim, run: Run, trace: ExitTrace | str, unknown_threads: str) -> GuestActivity:
         times: Mapping[int, ThreadTimes] = {}
         problems = [trace] if isinstance(trace, str) else []
+        problems += [unknown_threads] if unknown_threads else []
         try:
             times = read_thread_times(self._host, ((run.pid, tid) for tid in run.tids))
         except HostError as error:
@@ -152,7 +159,8 @@ class HostViews:
             found = times.get(tid)
             exits = None if isinstance(trace, str) else dict(trace.threads.get(tid, {}))
             vcpus.append(VcpuActivity(cpu, found.ran if found else None, found.waited if found else None, exits))
-        return GuestActivity(claim.plan.name, tuple(vcpus), "; ".join(problems))
+        cores = CpuSet.of(cpu for core in claim.plan.cores for cpu in core)
+        return GuestActivity(claim.plan.name, tuple(vcpus), self._others.list(cores, run.tids), "; ".join(problems))
 
     def _read_trace(self) -> ExitTrace | str:
         try:

@@ -65,12 +65,17 @@ def make_room(host: HostRoot, housekeeping: CpuSet) -> None:
 
 def read_switches(host: HostRoot) -> SwitchesByCpu:
     """To each thread since ``begin_switches``. Raises HostError if they are not counted."""
-    text, _ = read_histogram(host, plan_switches(CpuSet()))
+    return read_all_switches(host)[0]
+
+
+def read_all_switches(host: HostRoot) -> tuple[SwitchesByCpu, int]:
+    """Also the number of switches that were not counted, because the histogram is full."""
+    text, dropped = read_histogram(host, plan_switches(CpuSet()))
     found: defaultdict[int, list[Switches]] = defaultdict(list)
     for line in text.split("\n"):
         if entry := _ENTRY.match(line):
             found[int(entry[2])].append(Switches(int(entry[3]), _show_name(entry[1]), int(entry[4])))
-    return found
+    return found, dropped
 
 
 def sum_switches(switches: SwitchesByCpu, cpus: CpuSet) -> tuple[Switches, ...]:

@@ -71,11 +71,34 @@ class VcpuActivity:
 
 
 @dataclass(frozen=True)
+class OtherThread:
+    """A thread that is not a vCPU of the guest, and has run on a CPU of the guest's cores.
+
+    Attributes:
+        pid, unit: its process, and the systemd unit or control group of that; None and empty if it has ended.
+        count: how often the scheduler switched to it on this CPU since the kernel counts that.
+    """
+
+    cpu: int
+    tid: int
+    pid: int | None
+    name: str
+    unit: str
+    count: int
+
+
+@dataclass(frozen=True)
 class GuestActivity:
-    """Of a running guest; ``why`` says what was not measured and why, and is empty if all was."""
+    """Of a running guest.
+
+    Attributes:
+        others: threads of others on its cores; None if not measured.
+        why: what was not measured and why, empty if all was.
+    """
 
     guest: str
     vcpus: tuple[VcpuActivity, ...]
+    others: tuple[OtherThread, ...] | None
     why: str
 
 

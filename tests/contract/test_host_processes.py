@@ -32,6 +32,7 @@ from orchestrator.host.processes import (
     survey_threads,
 )
 from orchestrator.host.root import HostRoot
+from orchestrator.host.thread_owner import ThreadOwner, find_owner
 from orchestrator.values import CpuSet
 from tests.contract.conftest import REAL
 from tests.fakes.root import FakeRoot, all_read, build_host
@@ -288,3 +289,29 @@ def test_counters_of_all_machines_are_not_owners(fake: FakeRoot) -> None:
     for name in ("exits", "2147-14/exits", "2147-9/exits", "33-7/exits"):
         fake.add(f"sys/kernel/debug/kvm/{name}", "0")
     assert read_machine_owners(fake) == (33, 2147)
+
+
+def test_thread_has_the_process_that_it_belongs_to() -> None:
+    """This machine's own kernel."""
+    found: list[ThreadOwner | None] = []
+    thread = threading.Thread(target=lambda: found.append(find_owner(KERNEL, threading.get_native_id())))
+    thread.start()
+    thread.join()
+    assert [owner and owner.pid for owner in found] == [ME]
+    assert find_owner(KERNEL, 2**22 + 1) is None  # above every id (PID_MAX_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("group", "unit"),
+    [
+        ("/", ""),
+        ("/system.slice/backup.service", "backup.service"),
+        ("/user.slice/user-0.slice/user@0.service/app.slice/vm.service", "vm.service"),
+        ("/machine.slice/machine-qemu.scope/libvirt/vcpu0", "machine-qemu.scope"),
+        ("/lxc/web", "lxc/web"),
+    ],
+)
+def test_thread_has_the_innermost_unit(fake: FakeRoot, group: str, unit: str) -> None:
+    fake.add("proc/2158/status", "Name:\tCPU 0/KVM\nTgid:\t2147\n")
+    fake.add("proc/2158/task/2158/cgroup", f"0::{group}")
+    assert find_owner(fake, 2158) == ThreadOwner(2147, unit)

@@ -74,6 +74,38 @@ def test_activity_is_what_the_kernel_counts(served: Served) -> None:
     assert [sum((vcpu["exits"] or {}).values()) for vcpu in activity["vcpus"]] == [41, 1]
 
 
+@pytest.mark.parametrize("dropped", [0, 5])
+def test_threads_of_others_on_a_guests_cores_have_their_process_and_unit(served: Served, dropped: int) -> None:
+    """Also in a histogram that is full, which is said."""
+    host, (guest,) = served.world.host, read(served)["guests"]
+    scope = "/machine.slice/machine-qemu.scope/libvirt/emulator"
+    host.add("proc/31/status", "Name:\tworker\nTgid:\t30\n")
+    host.add("proc/31/task/31/cgroup", f"0::{scope}")
+    vcpu = served.world.hypervisor.read_guest("web").vcpus[0].tid
+    cpu = guest["cpus"][1]
+    add_times(served, "1 1 1")
+    tracing.show_switches(
+        host, {("worker", cpu, 31): 7, ("CPU 0/KVM", cpu, vcpu): 9, ("sh", 0, 32): 1, ("sh", cpu, 32): 2}, dropped
+    )
+    (activity,) = read(served)["activity"]
+    assert activity["others"] == [
+        {"cpu": cpu, "tid": 32, "pid": None, "name": "sh", "unit": "", "count": 2},
+        {"cpu": cpu, "tid": 31, "pid": 30, "name": "worker", "unit": "machine-qemu.scope", "count": 7},
+    ]
+    assert activity["why"] == ("the kernel's histogram of threads is full: 5 time slices were not counted" if dropped else "")
+
+
+def test_owner_of_a_thread_is_read_once(served: Served) -> None:
+    host, (guest,) = served.world.host, read(served)["guests"]
+    host.add("proc/31/status", "Name:\tworker\nTgid:\t30\n")
+    host.add("proc/31/task/31/cgroup", "0::/")
+    tracing.show_switches(host, {("worker", guest["cpus"][0], 31): 7})
+    read(served)
+    host.read_errors["proc/31/status"] = 5
+    tracing.show_switches(host, {("worker", guest["cpus"][0], 31): 8})
+    assert [one["pid"] for one in read(served)["activity"][0]["others"] or ()] == [30]
+
+
 @pytest.mark.parametrize("fault", ["no times", "no histogram", "full histogram"])
 def test_what_cannot_be_read_is_null_and_explained(served: Served, fault: str) -> None:
     if fault != "no times":

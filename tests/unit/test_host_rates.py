@@ -6,8 +6,8 @@ from typing import cast
 
 import pytest
 
-from orchestrator.cli.host_rates import measure_rates
-from orchestrator.cli.top_pages import draw_spark
+from orchestrator.cli.host_rates import OtherRate, measure_others, measure_rates
+from orchestrator.cli.top_pages import Line, Reading, draw_spark, show_guests
 from orchestrator.client.host_shapes import Host
 
 
@@ -43,6 +43,86 @@ def test_rates_are_differences_per_second() -> None:
 def test_what_cannot_be_compared_has_no_rate(before: Host | None, after: Host) -> None:
     for vcpu in measure_rates(before, after)["web"]:
         assert (vcpu.ran, vcpu.waited, vcpu.exits, vcpu.classes) == (None, None, None, None)
+
+
+ENDS = {"pid": None, "unit": ""}
+Counts = dict[tuple[int, int, str], int]
+"""(CPU, thread id, name) → switches."""
+
+
+def of_threads(clock: float, counts: Counts | None) -> Host:
+    host = reading(clock, (clock, clock / 100, {}))
+    others = [
+        {
+            "cpu": cpu,
+            "tid": tid,
+            "name": name,
+            "count": count,
+            **({"pid": 4711, "unit": "backup.service"} if tid == 4712 else ENDS),
+        }
+        for (cpu, tid, name), count in (counts or {}).items()
+    ]
+    host["activity"][0]["others"] = None if counts is None else others  # type: ignore[typeddict-item]
+    return host
+
+
+BACKUP, ENDED, QUIET = (4, 4712, "backup"), (5, 99, "cc"), (4, 8, "migration/4")
+
+
+def test_threads_that_ran_are_named_the_most_frequent_first() -> None:
+    before = of_threads(100.0, {BACKUP: 10, QUIET: 7})
+    after = of_threads(102.0, {BACKUP: 40, (5, 4712, "backup"): 10, ENDED: 3, QUIET: 7})
+    assert measure_others(before, after)["web"] == (
+        OtherRate("backup", 4712, 4711, "backup.service", 20.0),
+        OtherRate("cc", 99, None, "", 1.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(None, {BACKUP: 1}, id="not counted before"),
+        pytest.param({BACKUP: 1}, None, id="not counted now"),
+        pytest.param({BACKUP: 9}, {BACKUP: 1}, id="begun anew: fewer"),
+        pytest.param({BACKUP: 9, ENDED: 1}, {BACKUP: 10}, id="begun anew: one is missing"),
+    ],
+)
+def test_threads_that_cannot_be_compared_are_not_measured(before: Counts | None, after: Counts | None) -> None:
+    assert measure_others(of_threads(1.0, before), of_threads(2.0, after)) == {"web": None}
+
+
+def test_first_reading_has_no_threads() -> None:
+    assert measure_others(None, of_threads(2.0, {BACKUP: 1})) == {"web": None}
+
+
+def explain(before: Host, after: Host) -> list[Line]:
+    """Of the guests' page, the lines about the wait; the guest waits 10 ms/s."""
+    rates, others = measure_rates(before, after), measure_others(before, after)
+    fields = {"cpus": [4], "exit_policy": None}
+    host = after | {"lights": [], "guests": [{**guest, **fields} for guest in after["guests"]]}
+    return [line for line in show_guests(Reading(cast("Host", host), rates, {}, others=others)) if "waited" in line[0]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [
+        ({BACKUP: 10}, {BACKUP: 40}, "backup (4712 of process 4711, backup.service) 30.0/s"),
+        ({}, {ENDED: 3}, "cc (99, ended) 3.0/s"),
+        ({BACKUP: 10}, {BACKUP: 10}, "none"),
+        ({BACKUP: 10}, None, "not measured"),
+        ({}, {(4, tid, "x"): 1 for tid in range(20, 28)}, "x (20, ended) 1.0/s, x (21, ended) 1.0/s, x (22, ended) 1.0/s, "
+         "x (23, ended) 1.0/s, x (24, ended) 1.0/s, 3 more"),
+    ],
+)  # fmt: skip
+def test_wait_of_a_guest_is_explained(before: Counts, after: Counts | None, text: str) -> None:
+    wanted = f"! guest web waited; other threads on its cores, in time slices per second: {text}"
+    assert explain(of_threads(1.0, before), of_threads(2.0, after)) == [(wanted, "red")]
+
+
+def test_guest_that_did_not_wait_needs_no_explanation() -> None:
+    before, after = of_threads(1.0, {BACKUP: 1}), of_threads(2.0, {BACKUP: 30})
+    after["activity"][0]["vcpus"][0]["waited"] = before["activity"][0]["vcpus"][0]["waited"]
+    assert explain(before, after) == []
 
 
 def test_bars() -> None:

@@ -55,6 +55,7 @@ VALUES: dict[type, Any] = {
     host_view.UnmanagedGuest: host_shapes.UnmanagedGuest,
     host_view.PageUse: host_shapes.PageUse,
     host_view.VcpuActivity: host_shapes.VcpuActivity,
+    host_view.OtherThread: host_shapes.OtherThread,
     host_view.GuestActivity: host_shapes.GuestActivity,
     host_view.LastProof: host_shapes.LastProof,
     host_view.LastAudit: host_shapes.LastAudit,

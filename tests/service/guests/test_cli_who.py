@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
+from errno import EIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +17,14 @@ from orchestrator.cli import connection
 from orchestrator.cli.main import nohype
 from orchestrator.cli.owners import find_owners
 from orchestrator.errors import Forbidden
+from orchestrator.guests.host_view import VIEW_AGE
 from orchestrator.guests.service import GuestService
 from orchestrator.model.access import OPERATOR
 from orchestrator.values import CpuSet
+from tests.fakes import tracing
+from tests.fakes.domains import add_thread
 from tests.harness.crash import World
+from tests.harness.example_host import serve_example
 from tests.harness.guests import create
 
 ADDRESS, HOUSEKEEPING = "10.9.0.7", CpuSet.parse("0-1")
@@ -121,6 +128,9 @@ def test_command(state: tuple[list[Any], Any], monkeypatch: pytest.MonkeyPatch) 
                 raise Forbidden("viewer role required")
             return survey
 
+        def host(self) -> Any:
+            return {"activity": []}
+
     manager = Manager()
     monkeypatch.setattr(connection, "Client", lambda *_args, **_more: manager)
 
@@ -133,3 +143,34 @@ def test_command(state: tuple[list[Any], Any], monkeypatch: pytest.MonkeyPatch) 
     manager.may_survey = False
     assert call(cpu).output.startswith(f"CPU {cpu}: guest web")
     assert "none of your guests has it" in str(call("nic0").exception)
+
+
+def test_threads_that_ran_on_a_guests_cores_are_named(tmp_path: Path) -> None:
+    with serve_example(tmp_path) as served:
+        host, guests = served.world.host, {guest["name"]: guest for guest in served.client.guests()}
+        first, second = guests["web"]["cpus"]
+        add_thread(host, 4711, 4712, "backup", "0-31", group="/system.slice/backup.service")
+        host.add("proc/4712/status", "Name:\tbackup\nTgid:\t4711\n")
+        host.add("proc/4712/task/4712/cgroup", "0::/system.slice/backup.service")
+        vcpu = served.world.hypervisor.read_guest("web").vcpus[0].tid
+        tracing.show_switches(
+            host, {("backup", first, 4712): 35, ("CPU 0/KVM", first, vcpu): 9, ("cc", second, 99): 2, ("top", 0, 7): 5}
+        )
+
+        def call(*words: str) -> str:
+            return CliRunner().invoke(nohype, ["--socket", str(served.path), "who", *words], catch_exceptions=False).output
+
+        backup = (
+            f"  other thread on CPU {first}: backup (4712 of process 4711, backup.service), 35 time slices since they are counted"
+        )
+        ended = f"  other thread on CPU {second}: cc (99, ended), 2 time slices since they are counted"
+        assert call("web").splitlines()[1:] == [backup, ended]
+        assert call(str(first)).splitlines()[1:] == [backup]
+        (found,) = json.loads(call("--json", str(second)))
+        assert found["threads"] == [{"cpu": second, "tid": 99, "pid": None, "name": "cc", "unit": "", "count": 2}]
+        assert "  other threads: none since they are counted" in call("db")
+        assert "thread" not in call("idle")
+        assert "thread" not in call(guests["web"]["nics"][0]["mac"])
+        host.read_errors[f"{tracing.INSTANCES}/nohype/{tracing.SWITCH}/hist"] = EIO
+        time.sleep(VIEW_AGE)
+        assert "  other threads: not measured: threads on the guests' cores are not counted: " in call("web")
