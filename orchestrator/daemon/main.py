@@ -34,6 +34,7 @@ from orchestrator.guests.hairpin_watch import HairpinWatch
 from orchestrator.guests.recovery import check_housekeeping
 from orchestrator.guests.service import GuestService
 from orchestrator.guests.switches import build_settings
+from orchestrator.guests.vcpu_times import VcpuTimes
 from orchestrator.host import netlink
 from orchestrator.host.cache import read_use
 from orchestrator.host.root import HostRoot
@@ -121,6 +122,7 @@ def serve(config: DaemonConfig, identities: IdentityMap) -> None:
         service.survey, ledger, hypervisor, policy, counters,
         lambda uplink: read_uplink_counters(host, uplink, ledger.read().claims, service.switches.last_count), hairpins.find_lost,
         service.exits.read_all, lambda guest: read_use(host, name_group(guest)), hairpins.find_counts,
+        VcpuTimes(host, hypervisor, ledger).read,
     )  # fmt: skip
     has_page = bool(config.api and config.api.page)
     api = Api(service, record_audits(auditor.run, counters), identities, config.limits, metrics.render, signer, has_page=has_page)

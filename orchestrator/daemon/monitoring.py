@@ -35,6 +35,7 @@ def build_metrics(
     exit_reports: Callable[[ReadCounters], Iterable[tuple[str, Phase, ExitReport]]] = lambda _: (),
     cache_use: Callable[[str], Mapping[str, int]] = lambda _: {},
     returns: Callable[[], Mapping[str, ReturnCounts]] = dict,
+    vcpu_times: Callable[[], Iterable[tuple[str, int, float, float]]] = lambda: (),
 ) -> Metrics:  # fmt: skip
     """``frames``: of an uplink; the others as of `metrics.collect.Sources`."""
     sources = Sources(
@@ -47,6 +48,7 @@ def build_metrics(
         exit_reports=exit_reports,
         cache_use=cache_use,
         returns=returns,
+        vcpu_times=vcpu_times,
     )
     return Metrics(sources, policy, counters)
 

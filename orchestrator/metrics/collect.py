@@ -75,6 +75,8 @@ class Sources:
     hairpins: Callable[[], Mapping[str, bool]] = dict  # by watched uplink: frames do not return
     returns: Callable[[], Mapping[str, ReturnCounts]] = dict  # by uplink with software edges
     cache_use: Callable[[str], Mapping[str, int]] = lambda _: {}  # of a guest, as of `host.cache.read_use`
+    # Guest, vCPU, and the seconds since its start that it ran and that it waited for its CPU; of running guests.
+    vcpu_times: Callable[[], Iterable[tuple[str, int, float, float]]] = lambda: ()
 
 
 class Metrics:
@@ -124,7 +126,7 @@ class Metrics:
             "guests": self._read_guests, "ledger": self._read_ledger, "survey": self._read_host,
             # The reasons first: they must not be ahead of the counters, which are read once for both.
             "exit reasons": self._read_exit_reasons, "exits": self._read_exits, "frames": self._read_frames,
-            "caches": self._read_caches,
+            "caches": self._read_caches, "vCPU times": self._read_vcpu_times,
         }  # fmt: skip
 
     def _try(self, source: str, read: Callable[[], Iterator[Sample]]) -> list[Sample]:
@@ -210,6 +212,11 @@ class Metrics:
                 for counter, value in self._sources.cache_use(guest.plan.name).items():
                     if counter in _CACHE_COUNTERS:
                         yield _CACHE_COUNTERS[counter], (guest.plan.name,), value
+
+    def _read_vcpu_times(self) -> Iterator[Sample]:
+        for guest, vcpu, ran, waited in self._sources.vcpu_times():
+            yield "nohype_guest_vcpu_seconds_total", (guest, str(vcpu)), ran
+            yield "nohype_guest_vcpu_wait_seconds_total", (guest, str(vcpu)), waited
 
     def _read_exit_reasons(self) -> Iterator[Sample]:
         for guest, phase, report in self._sources.exit_reports(self._read_counters):

@@ -45,6 +45,20 @@ METRICS: tuple[Metric, ...] = (
         ("guest", "vcpu", "reason", "phase"),
         "VM exits by hardware reason, during the guest's boot and after it; left out where they are not counted.",
     ),
+    Metric(
+        "nohype_guest_vcpu_seconds_total",
+        Kind.COUNTER,
+        "seconds",
+        ("guest", "vcpu"),
+        "Time that a vCPU has run since the guest started, in the guest and in KVM.",
+    ),
+    Metric(
+        "nohype_guest_vcpu_wait_seconds_total",
+        Kind.COUNTER,
+        "seconds",
+        ("guest", "vcpu"),
+        "Time that a vCPU was ready to run while its CPU ran another thread.",
+    ),
     Metric("nohype_guest_cache_bytes", Kind.GAUGE, "bytes", ("guest",), "L3 cache that a guest with a part of its own fills."),
     Metric(
         "nohype_guest_memory_traffic_bytes_total",

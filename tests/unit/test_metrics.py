@@ -13,6 +13,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.errors import HypervisorError, NotFound
@@ -32,6 +33,7 @@ from orchestrator.model.uplink import CounterPlace, CounterReading, FrameCounts,
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
 from tests.fakes.root import load_host
 
+ALERTS = Path(__file__).parents[2] / "docs" / "prometheus-alerts.yml"
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 POLICY = Policy(CpuSet.parse("0-1"), ("nic0",), Size.parse("2M"), None, ((Size.parse("2M"), 16),))
 COUNTERS = {"exits": 100, "halt_exits": 60, "io_exits": 5, "mmio_exits": 0}
@@ -79,7 +81,7 @@ class Fake:
             Sources(
                 lambda: self.read("guests", self.guests), lambda: self.read("generation", self.generation),
                 self.survey, self.read_exits, self.exit_reports, self.read_frames, lambda: {"nic0": True, "nic1": False},
-                lambda: {"nic0": ReturnCounts(9, 7)}, self.read_cache_use,
+                lambda: {"nic0": ReturnCounts(9, 7)}, self.read_cache_use, self.read_vcpu_times,
             ),
             POLICY, self.counters,
         )  # fmt: skip
@@ -87,6 +89,9 @@ class Fake:
     def read_cache_use(self, guest: str) -> dict[str, int]:
         assert guest == "web"  # the only running one
         return {"llc_occupancy": 1 << 20, "mbm_total_bytes": 700, "mbm_local_bytes": 600, "unknown": 1}
+
+    def read_vcpu_times(self) -> list[tuple[str, int, float, float]]:
+        return self.read("vCPU times", [("web", 0, 12.5, 0.25), ("web", 1, 0.5, 0.0)])
 
     def read_frames(self) -> dict[str, list[CounterReading]]:
         counts = FrameCounts(5, 4, 500, 400, 1, 0)
@@ -267,6 +272,12 @@ def test_exits_of_all_vcpus_by_class(fake: Fake) -> None:
     assert fake.figure("nohype_guest_exits_total", **{"guest": "web", "class": "other"}) == 70
 
 
+def test_time_of_each_vcpu(fake: Fake) -> None:
+    assert fake.figure("nohype_guest_vcpu_seconds_total", guest="web", vcpu="0") == 12.5
+    assert fake.figure("nohype_guest_vcpu_wait_seconds_total", guest="web", vcpu="0") == 0.25
+    assert fake.figure("nohype_guest_vcpu_seconds_total", guest="web", vcpu="1") == 0.5
+
+
 def test_counter_that_the_kernel_lacks_has_no_sample(fake: Fake) -> None:
     fake.exits = {"web": ({"halt_exits": 3},)}
     assert {dict(labels)["class"] for labels in fake.page()["nohype_guest_exits_total"]} == {"halt"}
@@ -328,6 +339,7 @@ def test_the_age_of_the_audit(fake: Fake, topology: Topology) -> None:
                 "nohype_returning_frames_total",
             },
         ),
+        ("vCPU times", "vCPU times", {"nohype_guest_vcpu_seconds_total", "nohype_guest_vcpu_wait_seconds_total"}),
     ],
 )
 def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, source: str, lost: set[str]) -> None:
@@ -341,8 +353,8 @@ def test_a_source_that_fails_takes_nothing_else_along(fake: Fake, broken: str, s
 
 
 def test_page_is_rendered_although_every_source_fails(fake: Fake) -> None:
-    fake.broken = {"guests", "generation", "survey", "exits", "frames"}
-    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 6
+    fake.broken = {"guests", "generation", "survey", "exits", "frames", "vCPU times"}
+    assert sum(fake.page()["nohype_scrape_failures_total"].values()) == 7
     assert fake.figure("nohype_undo_failures_total") == 1
 
 
@@ -414,10 +426,22 @@ def queries() -> list[str]:
     return [target["expr"] for panel in panels for target in panel.get("targets", [])]
 
 
-def test_dashboard_uses_only_declared_metrics() -> None:
+def read_alerts() -> dict[str, str]:
+    (group,) = yaml.safe_load(ALERTS.read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for rule in group["rules"]}
+
+
+def test_dashboard_and_alerts_use_only_declared_metrics() -> None:
     known = {name for metric in METRICS for name in series(metric)}
-    asked = {name for query in queries() for name in re.findall(r"\bnohype_\w+", query)}
+    asked = {name for query in (*queries(), *read_alerts().values()) for name in re.findall(r"\bnohype_\w+", query)}
     assert asked <= known
+
+
+def test_alerts_name_only_labels_that_their_metrics_have() -> None:
+    for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]:
+        (metric,) = (metric for metric in METRICS if metric.name in rule["expr"])
+        used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
+        assert used <= {*metric.labels, "instance"}, rule["alert"]
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -425,9 +449,9 @@ def test_the_dashboard_shows_every_metric(metric: Metric) -> None:
     assert any(name in query for query in queries() for name in series(metric))
 
 
-def test_the_dashboards_labels_exist() -> None:
+def test_the_labels_of_dashboard_and_alerts_exist() -> None:
     labels = {metric.name: {*metric.labels, "le", "instance", "job"} for metric in METRICS}
-    for query in queries():
+    for query in (*queries(), *read_alerts().values()):
         names = [metric.name for metric in METRICS if re.search(rf"\b{metric.name}(_bucket|_sum|_count)?\b", query)]
         allowed = set[str]().union(*(labels[name] for name in names))
         grouped = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", query) for word in group.split(",")}
