@@ -89,19 +89,24 @@ class Disengagements:
 
     def _end_boot(self, claim: Claim, signal: Signal, caller: str = MANAGER.name) -> Claim | None:
         """None if the guest's boot is over already, or another run of it has begun."""
-        try:
-            report = call_aside(lambda: self._exits.read_report(claim)).result(PATIENCE)
-        except OrchestratorError as error:
-            report = ExitReport((), f"the exits of the boot could not be read: {error.message}")
-        except TimeoutError:
-            report = ExitReport((), f"the exits of the boot could not be read: QEMU did not respond within {PATIENCE:g} s")
+        report = self._read_boot(claim)
         end = Disengagement(utc_now(), signal, report.vcpus, report.why)
         now = self._ledger.record_disengagement(claim, end)
         if now:
-            totals = [vcpu.total for vcpu in end.vcpus if vcpu.total is not None]
-            count = f"{sum(totals)} VM exits during boot" if totals else f"VM exits during boot not measured: {end.why}"
-            log_event(self._ledger, now, Outcome(EventKind.DISENGAGED, f"{_DESCRIPTIONS[signal]}; {count}", caller))
+            log_event(self._ledger, now, Outcome(EventKind.DISENGAGED, f"{_DESCRIPTIONS[signal]}; {_describe_boot(end)}", caller))
         return now
+
+    def _read_boot(self, claim: Claim) -> ExitReport:
+        """KVM's totals come from QEMU. Without them, the kernel's counts by reason from before QEMU was asked."""
+        run = self._runs.peek(claim)
+        reasons = self._exits.read_reasons(run.tids) if run else ExitReport((), "")
+        try:
+            return call_aside(lambda: self._exits.read_report(claim)).result(PATIENCE)
+        except OrchestratorError as error:
+            why = f"KVM's totals of the boot could not be read: {error.message}"
+        except TimeoutError:
+            why = f"KVM's totals of the boot could not be read: QEMU did not respond within {PATIENCE:g} s"
+        return ExitReport(reasons.vcpus, "; ".join(filter(None, (why, reasons.why))))
 
     def _read_calls(self) -> dict[int, int]:
         """Empty if nothing listens, which is an event already (see ``HostSetup``)."""
@@ -117,6 +122,15 @@ class Disengagements:
             if run and sum(calls.get(tid, 0) for tid in run.tids) > self._calls.get(key, 1 << 62):
                 del self._calls[key]
                 _log.warning("guest %s: called again that its boot is over: ignored", claim.plan.name)
+
+
+def _describe_boot(end: Disengagement) -> str:
+    totals = [vcpu.total for vcpu in end.vcpus if vcpu.total is not None]
+    if totals:
+        return f"{sum(totals)} VM exits during boot"
+    if counted := [sum(vcpu.reasons.values()) for vcpu in end.vcpus if vcpu.reasons is not None]:
+        return f"{sum(counted)} VM exits during boot, as counted by reason: {end.why}"
+    return f"VM exits during boot not measured: {end.why}"
 
 
 _DESCRIPTIONS = {

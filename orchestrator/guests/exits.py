@@ -48,6 +48,10 @@ class Exits:
         """Raises NotFound if the domain has ended, HypervisorError."""
         return self._report(claim, self._read_trace(), self._hypervisor.read_exits)
 
+    def read_reasons(self, tids: tuple[int, ...]) -> ExitReport:
+        """Of these vCPUs, without KVM's totals: QEMU is not asked. Those of an earlier thread with the same id are included."""
+        return build_report(tids, (), self._read_trace())
+
     def read_all(self, read_counters: ReadCounters) -> Iterator[tuple[str, Phase, ExitReport]]:
         """Of all running guests that can be read, by name and phase. Raises HypervisorError if libvirt cannot be reached.
 

@@ -32,7 +32,7 @@ class Disengagement:
 
     Attributes:
         time: UTC in ISO 8601, when the manager noticed it and had read the counters.
-        vcpus: empty if they could not be read.
+        vcpus: empty if they could not be read; without totals if QEMU did not respond.
         why: why counts are missing; empty if each vCPU has them.
     """
 

@@ -233,9 +233,9 @@ def test_boot_ends_also_if_exits_cannot_be_read(
     manager.disengagements.check()
     end = manager.guest(OPERATOR, "web").disengaged
     assert end
-    assert end.vcpus == ()
+    assert [(vcpu.total, vcpu.reasons) for vcpu in end.vcpus] == [(None, {}), (None, {})]
     assert "monitor does not respond" in end.why
-    assert "not measured" in ends(ledger)[0].detail
+    assert "monitor does not respond" in ends(ledger)[0].detail
 
 
 def test_guest_whose_qemu_does_not_respond_delays_no_other(
@@ -260,16 +260,66 @@ def test_guest_whose_qemu_does_not_respond_delays_no_other(
 def test_boot_of_a_guest_whose_qemu_does_not_respond_ends(
     world: World, manager: GuestService, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise no exit policy would ever be judged."""
+    """Otherwise no exit policy would ever be judged. The kernel's counts by reason do not need QEMU."""
     monkeypatch.setattr(disengagement, "PATIENCE", 0.1)
     create(manager)
     responds, read = threading.Event(), world.hypervisor.read_exits
     monkeypatch.setattr(world.hypervisor, "read_exits", lambda uuid: (responds.wait(60), read(uuid))[1])
+    first, second = (vcpu.tid for vcpu in world.hypervisor.read_guest("web").vcpus)
+    world.host.add("sys/module/kvm_amd/parameters/avic", "N")
+    event = f"{tracing.INSTANCES}/nohype/{tracing.EXIT}"
+    tracing.show_hist(world.host, event, {(first, 0x7C): 418, (second, 0x7B): 82}, 0)
     call(world)
     assert manager.disengagements.check() is None
     responds.set()
     assert signal(manager) is Signal.CALL
-    assert "QEMU did not respond within 0.1 s" in ends(ledger)[0].detail
+    detail = ends(ledger)[0].detail
+    assert "500 VM exits during boot, as counted by reason: " in detail
+    assert "QEMU did not respond within 0.1 s" in detail
+    boot = manager.exits.read(OPERATOR, "web", Phase.BOOT)
+    assert [(vcpu.total, vcpu.reasons) for vcpu in boot.vcpus] == [(None, {"msr": 418}), (None, {"io": 82})]
+    tracing.show_hist(world.host, event, {(first, 0x7C): 425, (second, 0x7B): 82}, 0)
+    run = manager.exits.read(OPERATOR, "web", Phase.RUN)
+    assert [(vcpu.total, vcpu.reasons) for vcpu in run.vcpus] == [(None, {"msr": 7}), (None, {})]
+    assert "QEMU did not respond" in run.why
+
+
+@pytest.mark.parametrize("by", ["request", "ready"])
+def test_reasons_of_the_boot_are_kept_however_it_ends(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(disengagement, "PATIENCE", 0.1)
+    set_calling(world, calling=False)
+    create(manager)
+    manager.disengagements.check()
+    responds, read = threading.Event(), world.hypervisor.read_exits
+    monkeypatch.setattr(world.hypervisor, "read_exits", lambda uuid: (responds.wait(60), read(uuid))[1])
+    first = world.hypervisor.read_guest("web").vcpus[0].tid
+    world.host.add("sys/module/kvm_amd/parameters/avic", "N")
+    tracing.show_hist(world.host, f"{tracing.INSTANCES}/nohype/{tracing.EXIT}", {(first, 0x7C): 418}, 0)
+    if by == "request":
+        manager.disengagements.request(OPERATOR, "web")
+    else:
+        world.hypervisor.write("web", READY)
+    until(lambda: signal(manager))
+    responds.set()
+    end = manager.guest(OPERATOR, "web").disengaged
+    assert end
+    assert end.vcpus[0].reasons == {"msr": 418}
+
+
+def test_boot_of_a_guest_whose_threads_were_never_known_is_not_measured(
+    world: World, manager: GuestService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disengagement, "PATIENCE", 0.1)
+    create(manager)
+    responds, read = threading.Event(), world.hypervisor.read_exits
+    monkeypatch.setattr(world.hypervisor, "read_exits", lambda uuid: (responds.wait(60), read(uuid))[1])
+    manager.disengagements.request(OPERATOR, "web")
+    responds.set()
+    end = manager.guest(OPERATOR, "web").disengaged
+    assert end
+    assert (end.vcpus, end.why) == ((), "KVM's totals of the boot could not be read: QEMU did not respond within 0.1 s")
 
 
 def test_guest_without_tracing_can_still_be_disengaged(world: World, manager: GuestService) -> None:
