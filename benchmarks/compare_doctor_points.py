@@ -68,7 +68,10 @@ POINTS: tuple[Point, ...] = (
     ),
     Point("encrypted guests", "secure guest", (), _ALL, "NoHype does not use them"),
     _setting("isolcpus", r"\bisolcpus\b", r"arg 'isolcpus=", _AS_TEXT),
-    _setting("nohz_full", r"\bnohz_full\b", r"arg 'nohz_full=", _AS_TEXT),
+    Point(
+        "nohz_full", r"\bnohz_full\b", (("isolation", "nohz_full"), ("kernel-options", "nohz_full")),
+        r"arg 'nohz_full=", _AS_TEXT,
+    ),
     _setting("rcu_nocbs", r"\brcu_nocbs\b", r"arg 'rcu_nocbs=", _AS_TEXT),
     _setting("CPUAffinity", "cpu_affinity"),
     _setting("nmi_watchdog", r"kernel\.nmi_watchdog"),

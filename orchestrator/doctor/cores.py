@@ -130,10 +130,7 @@ def _check_settings(facts: Facts) -> Finding:
     division = facts.division
     wrong: list[Reading] = []
     unread: list[str] = []
-    every = read_settings(facts.host, Owner.ROLE)
-    shows_cpus = any(reading.setting.name == "isolcpus" and not reading.problem for reading in every)
-    missing = [reading.setting for reading in every if reading.is_absent and reading.setting.option and shows_cpus]
-    readings = [reading for reading in every if not reading.is_absent]
+    readings = [reading for reading in read_settings(facts.host, Owner.ROLE) if not reading.is_absent]
     for reading in readings:
         if reading.problem:
             unread.append(f"{reading.setting.name}: {reading.problem}")
@@ -144,18 +141,31 @@ def _check_settings(facts: Facts) -> Finding:
             unread.append(error.message)
             continue
         wrong += [reading] if is_wrong else []
-    if unread and not wrong and not missing:
+    if unread and not wrong:
         needed = "settings that keep the kernel's work off guest CPUs"
         return not_measured("; ".join(unread), needed, "run the command as root, and not in a container")
-    if not wrong and not missing:
+    if not wrong:
         return passed(f"{len(readings)} settings keep the kernel's own work off CPUs {division.guest}")
-    found = [f"the kernel has no {setting.name}: {setting.absent}" for setting in missing]
-    found += [f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong]
-    wanted = [f"a kernel with {setting.option}" for setting in missing]
-    wanted += [f"{reading.setting.name} {reading.setting.wanted.describe(division)}" for reading in wrong]
-    remedies = [f"boot a kernel that is built with {setting.option}" for setting in missing]
-    remedies += [_describe_remedy(wrong, facts)] if wrong else []
-    return failed(", ".join(found), ", ".join(wanted), "; ".join(remedies))
+    found = [f"{reading.setting.name} is {reading.text or 'none'}" for reading in wrong]
+    wanted = [f"{reading.setting.name} {reading.setting.wanted.describe(division)}" for reading in wrong]
+    return failed(", ".join(found), ", ".join(wanted), _describe_remedy(wrong, facts))
+
+
+def _check_options(facts: Facts) -> Finding:
+    """Without such an option no setting helps: only another kernel does."""
+    every = read_settings(facts.host, Owner.ROLE)
+    options = [reading for reading in every if reading.setting.option]
+    needed = f"a kernel with {', '.join(reading.setting.option for reading in options)}"
+    # Every kernel has the file of isolated CPUs: without it, a missing file says nothing about the kernel.
+    unread = [reading for reading in every if reading.problem and (reading in options or reading.setting.name == "isolcpus")]
+    if unread:
+        found = "; ".join(f"{reading.setting.name}: {reading.problem}" for reading in unread)
+        return not_measured(found, needed, "run the command as root, and not in a container")
+    if missing := [reading.setting for reading in options if reading.is_absent]:
+        found = ", ".join(f"the kernel has no {setting.name}: {setting.absent}" for setting in missing)
+        option = ", ".join(setting.option for setting in missing)
+        return failed(found, f"a kernel with {option}", f"boot a kernel that is built with {option}")
+    return passed(", ".join(reading.setting.option for reading in options))
 
 
 def _describe_remedy(wrong: list[Reading], facts: Facts) -> str:
@@ -223,6 +233,13 @@ CHECKS = (
         "the kernel keeps its own work off guest CPUs",
         "the settings that docs/isolation.md lists",
         _check_settings,
+    ),
+    Check(
+        "kernel-options",
+        _C,
+        "the kernel can stop the tick of guest CPUs",
+        "files of the kernel in sysfs",
+        _check_options,
     ),
     Check(
         "bare-metal",

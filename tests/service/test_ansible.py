@@ -22,6 +22,7 @@ from orchestrator.config import DaemonConfig, TenantConfig, TokenConfig, UplinkC
 from orchestrator.doctor.catalogue import CHECKS
 from orchestrator.doctor.check import run_checks
 from orchestrator.doctor.facts import Facts
+from orchestrator.doctor.report import build_json
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.run import Completed, run
 from orchestrator.images.cache import cache_folder
@@ -308,6 +309,34 @@ def test_the_kernel_command_line_has_the_words_that_doctor_asks_for(tmp_path: Pa
     assert len(words) == 3
     line = render(tmp_path, "kernel.cmdline", {**NEEDED, "nohype_guest_cpus": "2-7"})
     assert set(words) <= set(line.split())
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_server_whose_kernel_cannot_stop_the_tick_stops_the_playbook(tmp_path: Path, built: bool) -> None:  # noqa: FBT001
+    """By what `nohype doctor` finds on it, before any server is changed. `nohype_ignore_checks` can name the check."""
+    fake = load_host(tmp_path / "host", "numa")
+    fake.add("sys/devices/system/cpu/isolated", "")
+    if built:
+        fake.add("sys/devices/system/cpu/nohz_full", "")
+    (check,) = (check for check in CHECKS if check.name == "kernel-options")
+    report = build_json(run_checks(Facts(fake, CpuSet.parse("0-1")), (check,)))
+    (task,) = (
+        task
+        for task in yaml.safe_load((ROLE / "tasks/precheck.yml").read_text())
+        if task["name"] == "Check that the server is fit"
+    )
+    (tmp_path / "filter_plugins").symlink_to(ROLE / "filter_plugins")
+    variables = {**NEEDED, "nohype_examined": {"stdout": json.dumps(report)}, "nohype_tables": {"matched": 1}}
+    done = play(tmp_path, [task], variables, check=False)
+    assert bool(done.status) is not built, done.stdout
+    reason = (
+        "kernel-options: the kernel has no nohz_full: each guest CPU has a periodic tick; needed: a kernel with CONFIG_NO_HZ_FULL"
+    )
+    assert (
+        f"{reason}; to do: boot a kernel that is built with CONFIG_NO_HZ_FULL. Nothing was changed" in done.stdout
+    ) is not built
+    if not built:
+        assert play(tmp_path, [task], {**variables, "nohype_ignore_checks": ["kernel-options"]}).status == 0
 
 
 def test_every_file_has_the_housekeeping_cpus_as_ranges(tmp_path: Path) -> None:

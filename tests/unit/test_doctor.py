@@ -201,6 +201,7 @@ BROKEN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("cpus-alike", lambda fake: [fake.add(f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity", f"{cpu // 6}") for cpu in range(8)]),
     ("isolation", lambda fake: isolate(fake, "2-6")),
     ("isolation", write("sys/devices/system/cpu/nohz_full", "(null)")),
+    ("kernel-options", remove("sys/devices/system/cpu/nohz_full")),
     ("isolation", write("proc/1/task/1/status", "Name:\tsystemd\nCpus_allowed_list:\t0-7")),
     ("isolation", write("sys/module/kvm/parameters/halt_poll_ns", "200000")),
     ("clock-source", write("sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet")),
@@ -472,6 +473,7 @@ NOT_KNOWN: list[tuple[str, Callable[[FakeRoot], object]]] = [
     ("smt-siblings", remove("sys/devices/system/cpu/present")),
     ("vulnerabilities", write("sys/devices/system/cpu/vulnerabilities/mmio_stale_data", "Unknown: No mitigations")),
     ("isolation", lambda fake: fake.read_errors.update({"sys/module/kvm/parameters/nx_huge_pages": errno.EACCES})),
+    ("kernel-options", lambda fake: fake.read_errors.update({"sys/devices/system/cpu/nohz_full": errno.EACCES})),
     ("other-programs", hide_processes),
     ("page-merging", hide_settings),
     ("transparent-huge-pages", hide_settings),
@@ -505,10 +507,13 @@ def test_setting_that_cannot_be_read_hides_no_wrong_one(fake: FakeRoot) -> None:
 
 def test_kernel_that_cannot_stop_the_tick_is_unfit(fake: FakeRoot) -> None:
     (fake.path / "sys/devices/system/cpu/nohz_full").unlink()
-    finding = examine(fake)["isolation"].finding
+    results = examine(fake)
+    finding = results["kernel-options"].finding
     assert (finding.verdict, finding.needed) == (Verdict.FAIL, "a kernel with CONFIG_NO_HZ_FULL")
+    assert results["kernel-options"].is_fault
+    assert results["isolation"].finding.verdict is Verdict.PASS, "the other settings are right"
     (fake.path / "sys/devices/system/cpu/isolated").unlink()  # sysfs is not visible, which says nothing about the kernel
-    assert examine(fake)["isolation"].finding.verdict is Verdict.NOT_MEASURED
+    assert {examine(fake)[name].finding.verdict for name in ("kernel-options", "isolation")} == {Verdict.NOT_MEASURED}
 
 
 def test_whole_cores_may_be_offline(fake: FakeRoot) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 # Checks whose failure the role cannot change; it sets what the others are about: isolation, huge pages, libvirt ...
 REFUSED = (
-    "virtualization", "kvm-runs", "cores", "smt-siblings", "iommu", "iommu-overrides", "sr-iov", "kernel", "cgroups",
-    "disk-space", "other-guests", "other-programs",
+    "virtualization", "kvm-runs", "cores", "smt-siblings", "iommu", "iommu-overrides", "sr-iov", "kernel", "kernel-options",
+    "cgroups", "disk-space", "other-guests", "other-programs",
 )  # fmt: skip
 SOFTWARE_EDGES = ("bridge-vepa", "macvtap-vepa")
 _KIB = {"2M": 2 << 10, "1G": 1 << 20}
