@@ -8,6 +8,8 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.harness.end_leftovers import watch_this_process
+
 # Neither a deadline per example nor one for their generation: both fail tests when the machine is slow.
 settings.register_profile("nohype", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nohype")
@@ -32,3 +34,4 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup(1)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    watch_this_process()
