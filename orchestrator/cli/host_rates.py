@@ -52,13 +52,10 @@ def describe_thread(name: str, tid: int, pid: int | None, unit: str) -> str:
 
 def measure_rates(before: Host | None, after: Host) -> dict[str, tuple[VcpuRates, ...]]:
     """By guest, one per vCPU. A guest that has changed in between (a restart begins new threads) has no rates."""
-    seconds = after["clock"] - before["clock"] if before else 0.0
-    old = {one["guest"]: one["vcpus"] for one in before["activity"]} if before else {}
-    versions = {guest["name"]: guest["version"] for guest in before["guests"]} if before else {}
-    same = {guest["name"] for guest in after["guests"] if versions.get(guest["name"]) == guest["version"]}
+    seconds, old = _find_earlier(before, after)
     found = {}
     for one in after["activity"]:
-        earlier = old.get(one["guest"], []) if seconds > 0 and one["guest"] in same else []
+        earlier = old[one["guest"]]["vcpus"] if one["guest"] in old else []
         if len(earlier) != len(one["vcpus"]):
             found[one["guest"]] = tuple(VcpuRates(vcpu["cpu"]) for vcpu in one["vcpus"])
         else:
@@ -68,9 +65,17 @@ def measure_rates(before: Host | None, after: Host) -> dict[str, tuple[VcpuRates
 
 def measure_others(before: Host | None, after: Host) -> dict[str, tuple[OtherRate, ...] | None]:
     """By guest the threads that ran on its cores, the most frequent first; None if not measured."""
-    seconds = after["clock"] - before["clock"] if before else 0.0
-    old = {one["guest"]: one for one in before["activity"]} if before and seconds > 0 else {}
+    seconds, old = _find_earlier(before, after)
     return {one["guest"]: _compare_others(old.get(one["guest"]), one, seconds) for one in after["activity"]}
+
+
+def _find_earlier(before: Host | None, after: Host) -> tuple[float, dict[str, GuestActivity]]:
+    """The seconds between two readings, and the first one of those guests that have not changed since."""
+    if before is None or (seconds := after["clock"] - before["clock"]) <= 0:
+        return 0.0, {}
+    versions = {guest["name"]: guest["version"] for guest in before["guests"]}
+    same = {guest["name"] for guest in after["guests"] if versions.get(guest["name"]) == guest["version"]}
+    return seconds, {one["guest"]: one for one in before["activity"] if one["guest"] in same}
 
 
 def _compare_others(before: GuestActivity | None, after: GuestActivity, seconds: float) -> tuple[OtherRate, ...] | None:

@@ -95,6 +95,13 @@ def test_first_reading_has_no_threads() -> None:
     assert measure_others(None, of_threads(2.0, {BACKUP: 1})) == {"web": None}
 
 
+def test_threads_of_a_restarted_guest_are_not_compared() -> None:
+    """The vCPUs of its last run are threads of others now, with all their time slices."""
+    after = of_threads(2.0, {BACKUP: 1, (4, 50, "CPU 0/KVM"): 900})
+    after["guests"][0]["version"] = 2
+    assert measure_others(of_threads(1.0, {BACKUP: 1}), after) == {"web": None}
+
+
 def explain(before: Host, after: Host) -> list[Line]:
     """Of the guests' page, the lines about the wait; the guest waits 10 ms/s."""
     rates, others = measure_rates(before, after), measure_others(before, after)
