@@ -11,6 +11,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.values import CpuSet, MacAddress, PciAddress
 
 HOUSEKEEPING, HOST, FREE, OFFLINE = "housekeeping", "host", "free", "offline"
+UNUSABLE = "unusable"
 
 
 class Owner(dict[str, Any]):
@@ -81,8 +82,14 @@ def _search_host(word: str, survey: shapes.Survey) -> Iterator[Owner]:
     cpu = parse_cpu(word)
     for core in survey["cores"]:
         if cpu is not None and cpu in CpuSet.parse(core["cpus"]).ids:
-            is_own = cpu in CpuSet.parse(survey.get("housekeeping", "")).ids
-            yield own(f"CPU {cpu}", HOUSEKEEPING if is_own else FREE, f"core {core['cpus']} on node {core['node']}")
+            where = f"core {core['cpus']} on node {core['node']}"
+            isolated = CpuSet.parse(survey["isolated"])
+            if cpu in CpuSet.parse(survey.get("housekeeping", "")).ids:
+                yield own(f"CPU {cpu}", HOUSEKEEPING, where)
+            elif isolated and not CpuSet.parse(core["cpus"]) <= isolated:
+                yield own(f"CPU {cpu}", UNUSABLE, f"{where}; it is not isolated, so guests cannot have it")
+            else:
+                yield own(f"CPU {cpu}", FREE, where)
     online = {other for core in survey["cores"] for other in CpuSet.parse(core["cpus"]).ids}
     if cpu is not None and cpu in CpuSet.parse(survey["possible"]).ids - online:
         yield own(f"CPU {cpu}", OFFLINE)

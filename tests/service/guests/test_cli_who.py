@@ -70,6 +70,19 @@ def test_what_no_guest_has_is_the_hosts_or_free(state: tuple[list[Any], Any]) ->
     assert owners == {"0": ["housekeeping"], str(free): ["free"], "nic0": ["host"], vf["address"]: ["free"]}
 
 
+def test_core_that_is_not_isolated_is_not_free(state: tuple[list[Any], Any]) -> None:
+    """As on the map. On a host that isolates no core, guests can have each."""
+    guests, survey = state
+    core = next(core["cpus"] for core in reversed(survey["cores"]))
+    cpu = str(max(CpuSet.parse(core).ids))
+    survey["isolated"] = str(CpuSet.parse(survey["isolated"]) - CpuSet.parse(cpu))
+    (found,) = find_owners(cpu, guests, survey)
+    assert str(found).startswith(f"CPU {cpu}: unusable; core {core} on node ")
+    assert str(found).endswith("; it is not isolated, so guests cannot have it")
+    survey["isolated"] = ""
+    assert [found["owner"] for found in find_owners(cpu, guests, survey)] == ["free"]
+
+
 def test_addresses_are_found_in_any_spelling(state: tuple[list[Any], Any]) -> None:
     guests, survey = state
     guests[1]["addresses"] = ["2001:db8::7/64"]
