@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     own = [item for item in items if item.path.is_relative_to(os.path.dirname(__file__))]
     for item in own:
         item.add_marker(pytest.mark.lab)
-        item.add_marker(pytest.mark.timeout(900))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))
     shared = {item.path for item in own if "guests" in getattr(item, "fixturenames", ())}
     items.sort(key=lambda item: item.path in shared)
 
