@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines
 from orchestrator.fleet.node import FleetNode, build_nodes
@@ -22,16 +21,12 @@ from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
 from orchestrator.images.cache import build_cached, cache_folder, hash_inputs
 from orchestrator.waiting import wait_until
-from tests.fakes.server import Server
-from tests.harness.api_server import Served, open_to_all, serve
-from tests.harness.crash import World
+from tests.harness.fleet_manager import SERVER, ManagerProcess
 
 USER = "nohype-fleet"
 """The account that submits guests."""
-PACKAGES = ("munge", "slurm-wlm")
+PACKAGES = ("munge", "slurm-wlm", "libfaketime")
 _CONTROLLER, _ADDRESS = "controller", "10.77.0.1"
-_SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
-"""Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
 _MOUNT = """
 set -e
 mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" "$4"
@@ -41,18 +36,30 @@ mount -t tmpfs tmpfs "$4/run"
 """
 _INSTALL = (
     _MOUNT
-    + """
-printf '#!/bin/sh\\nexit 101\\n' > "$4/usr/sbin/policy-rc.d"
+    + rf"""
+printf '#!/bin/sh\nexit 101\n' > "$4/usr/sbin/policy-rc.d"
 chmod 755 "$4/usr/sbin/policy-rc.d"
-chroot "$4" apt-get install -y --no-install-recommends munge slurm-wlm
+chroot "$4" apt-get install -y --no-install-recommends {" ".join(PACKAGES)}
 chroot "$4" useradd --system --no-create-home --shell /bin/sh nohype-fleet
 rm "$4/usr/sbin/policy-rc.d"
 """
 )
 # Its root is this machine's, with Slurm on top of it; the folder of the test is at the same path.
+# Each host has a network namespace.
 _HOLD = (
     _MOUNT
     + """
+add_host() {
+    chroot "$root" ip netns add "$1"
+    chroot "$root" ip link add "$1" up type veth peer name eth0 netns "$1"
+    ip route add "$2" dev "$1" src 10.77.0.1
+    chroot "$root" ip -n "$1" link set lo up
+    chroot "$root" ip -n "$1" link set eth0 up
+    chroot "$root" ip -n "$1" addr add "$2/32" dev eth0
+    chroot "$root" ip -n "$1" route add 10.77.0.1 dev eth0
+    chroot "$root" ip -n "$1" route add default via 10.77.0.1 dev eth0
+}
+root=$4
 mount --rbind /sys "$4/sys"
 mount -t tmpfs tmpfs "$4/sys/bus/pci/devices"
 for device in $6; do : > "$4/sys/bus/pci/devices/$device"; done
@@ -66,7 +73,9 @@ cp "$5/hosts" "$4/etc/hosts"
 chroot "$4" chown munge: /run/munge
 chroot "$4" chown -R slurm: /var/lib/slurm /var/log/slurm
 ip link set lo up
-for address in 10.77.0.1 $7; do ip addr add $address/32 dev lo; done
+ip addr add 10.77.0.1/32 dev lo
+echo 1 > /proc/sys/net/ipv4/ip_forward
+for host in $7; do add_host "${host%=*}" "${host#*=}"; done
 read -r pid rest < /proc/self/stat
 echo ready
 cat
@@ -80,7 +89,7 @@ class FleetHost:
 
     name: str
     address: str
-    served: Served
+    served: ManagerProcess
     nodes: tuple[FleetNode, ...]
 
 
@@ -111,8 +120,55 @@ class Cluster:
         self.run("slurmctld")
         self.wait_for(lambda: self.run("scontrol", "ping", check=False).stdout.count(" UP") == 1, "the controller")
 
-    def start_slurmd(self, node: str) -> None:
-        self.run("slurmd", "-N", node)
+    def start_slurmd(self, node: str, munge: str = "/run/munge", skew: str = "", small: str = "") -> None:
+        """In the network namespace of its host.
+
+        Args:
+            munge: folder with the socket of the munged that it uses.
+            skew: what its clock differs, such as "+120s".
+            small: folder that is an empty disk of 1 MiB for it.
+        """
+        disk = f"mkdir -p {small} && mount -t tmpfs -o size=1M tmpfs {small} &&" if small else ""
+        script = f"{disk} mount --bind {munge} /run/munge && exec {_fake_clock(skew)} slurmd -N {node}"
+        self.run("nsenter", f"--net=/run/netns/{find_host(node)}", "unshare", "--mount", "sh", "-c", script)
+
+    def run_beside_slurmd(self, node: str, script: str) -> Completed:
+        """Runs a shell script that sees the files as this slurmd does."""
+        return self.run(
+            "sh", "-c", f'exec nsenter --target="$(cat /run/slurmd.{node}.pid)" --mount --root sh -c "$0"', script, check=False
+        )
+
+    def start_munge(self, name: str, key: bytes = b"", skew: str = "") -> str:
+        """Starts a munged as another host has it; returns the folder of its socket. ``key``: instead of that of the fleet."""
+        folder = f"/run/munge-{name}"
+        self.run("install", "--directory", "--owner=munge", "--mode=0755", folder)
+        self.run("install", "--owner=munge", "--mode=0400", "/etc/munge/munge.key", f"{folder}/key")
+        if key:
+            self.run("sh", "-c", f"cat > {folder}/key", input=key.hex())
+        files = [f"--{file}={folder}/{file}" for file in ("key-file", "pid-file", "log-file", "seed-file")]
+        files[0] = f"--key-file={folder}/key"
+        words = f"{_fake_clock(skew)} munged --force --socket={folder}/munge.socket.2 {' '.join(files)}"
+        self.run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "sh", "-c", words)
+        return folder
+
+    def cut(self, host: FleetHost) -> None:
+        """Takes the network from a host; its programs keep running."""
+        self.run("ip", "link", "set", host.name, "down")
+
+    def mend(self, host: FleetHost) -> None:
+        self.run("ip", "link", "set", host.name, "up")
+        self.run("ip", "route", "add", host.address, "dev", host.name, "src", _ADDRESS)
+
+    def kill_host(self, host: FleetHost) -> None:
+        """Kills all programs of Slurm on a host. The manager and the guests keep running."""
+        script = f'while pids=$(ip netns pids {host.name}); [ -n "$pids" ]; do kill -9 $pids 2>/dev/null; sleep 0.05; done'
+        self.run("sh", "-c", script)
+
+    def forget_jobs(self) -> None:
+        """Kills the controller, and starts one that knows no job, as on a new machine."""
+        self.kill_controller()
+        self.run("sh", "-c", "rm -rf /var/lib/slurm/slurmctld/*")
+        self.start_controller()
 
     def kill_controller(self) -> None:
         self._kill("/run/slurmctld.pid")
@@ -158,14 +214,31 @@ class Cluster:
             found.setdefault(name, []).append(node)
         return found
 
-    def find_faults(self) -> list[str]:
-        """Guests that run twice, and what a hypervisor has seen that must not happen, such as a core that is given twice."""
-        doubled = [f"{name} runs on {hosts}" for name, hosts in self.guests().items() if len(hosts) > 1]
-        return doubled + [violation for host in self.hosts for violation in host.served.world.host.violations()]
+    def find_violations(self) -> list[str]:
+        """What a hypervisor has seen that must not happen, such as a core that is given twice."""
+        return [f"{host.name}: {violation}" for host in self.hosts for violation in host.served.world.host.violations()]
+
+    def find_records(self) -> list[str]:
+        """Files of the jobs that have not ended on their hosts."""
+        return self.run("sh", "-c", "ls /var/lib/nohype/fleet-*/*.json", check=False).stdout.split()
+
+    def wait_idle(self, timeout: float = 120) -> None:
+        """Until all nodes can have guests and have none."""
+        self.wait_for(lambda: set(self.node_states().values()) == {"idle"}, "the nodes are idle", timeout)
 
     def _kill(self, file: str) -> None:
         script = f"pid=$(cat {file}); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done"
         self.run("sh", "-c", script)
+
+
+def find_host(node: str) -> str:
+    """The name of the host of a node; the hosts of the tests have two nodes each."""
+    return node.rpartition("-")[0]
+
+
+def _fake_clock(skew: str) -> str:
+    library = "$(echo /usr/lib/*/faketime/libfaketime.so.1)"
+    return f"env LD_PRELOAD={library} FAKETIME={skew} DONT_FAKE_MONOTONIC=1" if skew else ""
 
 
 def build_slurm() -> Path:
@@ -209,7 +282,7 @@ def running(folder: Path, count: int = 2) -> Iterator[Cluster]:
         devices = sorted({str(vf) for host in hosts for node in host.nodes for vf in node.vfs})
         words = [
             "/", folder / "upper", folder / "work", folder / "root", folder, " ".join(devices),
-            " ".join(host.address for host in hosts),
+            " ".join(f"{host.name}={host.address}" for host in hosts),
         ]  # fmt: skip
         namespaces = ["--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--propagation", "private"]
         argv = ["unshare", *namespaces, "sh", "-c", _HOLD, "sh", *map(str, words)]
@@ -227,27 +300,28 @@ def running(folder: Path, count: int = 2) -> Iterator[Cluster]:
 @contextmanager
 def _serve_host(folder: Path, number: int) -> Iterator[FleetHost]:
     name = f"host{number + 1}"
-    world = World(folder / name / "world", _SERVER)
+    (folder / name).mkdir()
+    manager = ManagerProcess(folder / name, folder / "run" / f"{name}.sock")
     for pf in ("0000:10:00.0", "0000:14:00.0"):  # as an operator creates them when the host boots
-        world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", str(_SERVER.vfs))
-    settings: dict[str, Any] = {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}
-    with serve(folder / name, settings, world=world) as served:
-        open_to_all(served.path)
-        (folder / "run" / f"{name}.sock").hardlink_to(served.path)
-        yield FleetHost(name, f"10.77.0.{number + 11}", served, build_nodes(served.client.host(), name))
+        manager.world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", str(SERVER.vfs))
+    manager.start()
+    try:
+        yield FleetHost(name, f"10.77.0.{number + 11}", manager, build_nodes(manager.client.host(), name))
+    finally:
+        manager.stop()
 
 
 def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
     common = build_common(f"{_CONTROLLER}({_ADDRESS})", USER)
     # The hosts have more cores than this machine, and are one machine, of one name.
     common += "SlurmdParameters=config_overrides\n"
-    common = common.replace("KillWait=30", "KillWait=5")
+    common = common.replace("KillWait=30", "KillWait=5").replace("SlurmdTimeout=30", "SlurmdTimeout=10")
     nodes = "".join(
         build_node_lines(host.nodes, Address(_CONTROLLER, host.address, 17000 + 10 * number)) for number, host in enumerate(hosts)
     )
     gres = "".join(build_gres_lines(host.nodes) for host in hosts)
     steps = {}
-    for step in ("prolog", "job", "epilog"):
+    for step in ("prolog", "job", "epilog", "check"):
         # One machine plays all hosts: the node's name selects the manager.
         steps[f"nohype-{step}"] = (
             f"#!/bin/sh\nhost=${{SLURMD_NODENAME%-n*}}\nexport NOHYPE_SOCKET=/run/nohype/$host.sock PYTHONPATH={Path.cwd()}\n"

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from random import Random
 
 import pytest
 
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
+from tests.harness.fleet_kills import run_kills
 from tests.harness.slurm import Cluster, running
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and an overlay")]
 
 KILLS = int(os.environ.get("NOHYPE_FLEET_KILLS", "20"))
 SEED = int(os.environ.get("NOHYPE_FLEET_SEED", "1"))
-_IN_FLIGHT = 4
 
 
 @pytest.fixture(scope="module")
@@ -97,59 +94,8 @@ def test_host_that_lacks_a_vf_is_taken_out_of_use(cluster: Cluster) -> None:
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
 
 
-def kill_something(cluster: Cluster, rng: Random) -> str:
-    """Kills one program, and starts it again after a while."""
-    scripts = cluster.find_processes("fleet step job")
-    what = rng.choice(("controller", "controller", "slurmd", *(["job script"] if scripts else [])))
-    if what == "controller":
-        cluster.kill_controller()
-        time.sleep(rng.uniform(0, 2))
-        cluster.start_controller()
-    elif what == "slurmd":
-        node = rng.choice(cluster.node_names())
-        cluster.kill_slurmd(node)
-        time.sleep(rng.uniform(0, 2))
-        cluster.start_slurmd(node)
-        what += f" of {node}"
-    else:
-        cluster.run("kill", "-9", rng.choice(scripts), check=False)
-    return what
-
-
 def test_programs_killed_at_random_lose_and_double_no_guest(cluster: Cluster) -> None:
-    rng, faults, log, names = Random(SEED), [], [], iter(f"guest{number}" for number in range(1000))
-    results: dict[str, Future[Completed]] = {}
-    with ThreadPoolExecutor(_IN_FLIGHT) as pool:
-        for _ in range(KILLS):
-            while sum(not result.done() for result in results.values()) < _IN_FLIGHT and len(cluster.guests()) < 10:
-                name = next(names)
-                results[name] = pool.submit(submit, cluster, name, "--cores", str(rng.choice((1, 1, 2))), check=False)
-                time.sleep(rng.uniform(0, 0.5))
-            time.sleep(rng.uniform(0, 3))
-            log.append(kill_something(cluster, rng))
-            faults += cluster.find_faults()
-            for name in rng.sample(sorted(cluster.guests()), min(1, len(cluster.guests()))):
-                if rng.random() < 0.4:
-                    cluster.nohype("fleet", "cancel", name, check=False)
-        done = {name: result.result(300) for name, result in results.items()}
-
-    def is_settled() -> bool:
-        """Each running job has its guest, and each guest its job, on the same host."""
-        jobs = {name: [node.rpartition("-")[0] for node in nodes] for name, nodes in cluster.jobs().items()}
-        return jobs == cluster.guests() and not any("comp" in state for state in cluster.node_states().values())
-
-    cluster.wait_for(is_settled, f"jobs and guests agree after {log}", timeout=120)
-    faults += cluster.find_faults()
-    shown = {job["name"]: job for job in json.loads(cluster.nohype("fleet", "list", "--json").stdout)}
-    for name, result in done.items():  # each caller has learnt what became of the guest
-        if result.status == 0 and name not in shown:
-            faults.append(f"{name} was confirmed and is forgotten")
-        if result.status and name in shown and not result.stderr:
-            faults.append(f"{name} was refused without a message")
-    counts = {state: sum(job["state"] == state for job in shown.values()) for state in {job["state"] for job in shown.values()}}
-    reasons = cluster.run("sinfo", "-R", "--noheader").stdout
-    print(f"seed {SEED}: {log}, {len(done)} guests submitted, states {counts}, nodes {cluster.node_states()} {reasons}")
-    assert not faults, (SEED, log, faults)
-    for name in cluster.jobs():
-        cluster.nohype("fleet", "cancel", name)
-    cluster.wait_for(lambda: not cluster.guests(), "the end of all guests")
+    outcome = run_kills(cluster, KILLS, SEED, lambda _line: None)
+    print(f"seed {SEED}: {outcome}")
+    assert not outcome.faults, (SEED, outcome)
+    assert outcome.started

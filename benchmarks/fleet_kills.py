@@ -1,0 +1,51 @@
+"""Kills controller, slurmds, managers and job scripts of a fleet at random, many times, and checks for losses.
+
+    .venv/bin/python benchmarks/fleet_kills.py [--rounds 200] [--seed 1]
+
+Requires root. Real munge, slurmctld and slurmd in namespaces, a real manager in front of each of two fake hosts
+(tests/harness/fleet_kills.py). One program is killed per round; in addition managers kill themselves in the middle of changes.
+Prints a line per round, then counts. Exits with 1 if a guest was lost, doubled or orphaned, or if a place was given twice.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.harness.fleet_kills import Outcome, run_kills
+from tests.harness.slurm import running
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as cluster:
+        outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
+    report(outcome, time.monotonic() - began)
+    return bool(outcome.faults)
+
+
+def report(outcome: Outcome, seconds: float) -> None:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in outcome.kills.most_common())
+    states = ", ".join(f"{state.lower()} {count}" for state, count in outcome.ended.most_common())
+    print(f"{sum(outcome.kills.values())} kills in {seconds:.0f} s: {kinds}")
+    print(f"guests: {outcome.submitted} submitted, {outcome.started} starts, {outcome.cancelled} cancelled; at the end: {states}")
+    for title, found in (
+        ("lost", outcome.lost), ("doubled", outcome.doubled), ("orphaned", outcome.orphaned),
+        ("places given twice", outcome.shared), ("other errors", outcome.errors), ("nodes taken out of use", outcome.drained),
+    ):  # fmt: skip
+        print(f"{title}: {len(found)}")
+        for line in found:
+            print(f"  {line}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""The manager of a fake host of the fleet as a process of its own, which a test kills with SIGKILL and starts again.
+
+The fake host and its hypervisor are files, and outlive the manager as real ones do.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+from orchestrator.client import Client
+from tests.fakes.server import Server
+from tests.harness.api_server import open_to_all, serve
+from tests.harness.crash import World, arm
+
+SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
+"""Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
+_SETTINGS: dict[str, Any] = {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}
+
+
+class ManagerProcess:
+    """The manager of the host in ``folder``. It ends when this process ends.
+
+    Attributes:
+        path: its socket, which exists under this path after each start.
+    """
+
+    def __init__(self, folder: Path, path: Path) -> None:
+        self.path, self.world = path, World(folder / "world", SERVER)
+        self._folder = folder
+        self._process: Popen[str] | None = None
+
+    @property
+    def client(self) -> Client:
+        return Client(self.path)
+
+    def start(self, points: int = 0) -> None:
+        """Returns when the manager has recovered.
+
+        Args:
+            points: changes of the host or the ledger after which it kills itself; 0 for never.
+        """
+        words = [sys.executable, "-m", "tests.harness.fleet_manager", str(self._folder), str(self.path), str(points)]
+        self._process = Popen(words, stdin=PIPE, stdout=PIPE, text=True)
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        assert line == "ready\n", f"the manager of {self._folder.name} did not start: {line}"
+
+    def has_ended(self) -> bool:
+        """Whether it was killed at one of the points of `start`."""
+        return self._process is None or self._process.poll() is not None
+
+    def kill(self) -> None:
+        """Returns when it no longer exists."""
+        assert self._process
+        self._process.kill()
+        self._process.wait()
+
+    def read_end(self) -> str:
+        """Where it killed itself; empty if it was killed by `kill`."""
+        assert self._process
+        with self._process as process:
+            assert process.stdout
+            return process.stdout.read().strip()
+
+    def stop(self) -> None:
+        """Waits for the end of the process."""
+        if self._process and not self.has_ended():
+            with self._process as process:
+                assert process.stdin
+                process.stdin.close()
+
+
+def main(folder: Path, path: Path, points: int) -> None:
+    world = World(folder / "world", SERVER)
+    with serve(folder, _SETTINGS, world=world) as served:
+        open_to_all(served.path)
+        new = path.with_suffix(".new")
+        new.hardlink_to(served.path)
+        new.replace(path)
+        if points:
+            arm(world, points, lambda where: print(where, flush=True))
+        print("ready", flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    os.setpgid(0, 0)  # Ctrl-C in the terminal is for the test
+    logging.disable(logging.WARNING)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
