@@ -18,7 +18,7 @@ from orchestrator.cli.request_options import build_request, request_options
 from orchestrator.client import Client
 from orchestrator.values import Size
 
-_FILES = ("slurm.conf", "nohype-nodes.conf", "gres.conf", "nohype-prolog", "nohype-job", "nohype-epilog")
+_FILES = ("slurm.conf", "nohype-nodes.conf", "gres.conf", "nohype-prolog", "nohype-job", "nohype-epilog", "nohype-check")
 _folder = click.Path(path_type=Path)
 
 
@@ -77,7 +77,7 @@ def config(
         "slurm.conf": files.build_common(controller, group),
         files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port)),
         files.GRES_FILE: files.build_gres_lines(nodes),
-        **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog")},
+        **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog", "check")},
     }
     if only:
         click.echo(texts[only], nl=False)

@@ -35,8 +35,8 @@ def step() -> None:
     """Run a step of a guest's job on its host."""
 
 
-def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes ``steps``, ``site``, the node's name and the job's number; an error is one line, with exit status 1."""
+def _site_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes ``steps`` and ``site``."""
 
     @click.option("--host", required=True, metavar="NAME", help="Name of the host in the fleet.")
     @click.option("--page-size", required=True, metavar="SIZE", help="Huge page size of the fleet.")
@@ -48,18 +48,25 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def run(*, host: str, page_size: str, configuration: Path, records: Path, client: Client) -> None:
         steps = importlib.import_module("orchestrator.fleet.steps")
+        command(steps, steps.Site(client, host, Size.parse(page_size), configuration, records))
+
+    return run
+
+
+def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes ``steps``, ``site``, the node's name and the job's number; an error is one line, with exit status 1."""
+
+    @_site_options
+    @functools.wraps(command)
+    def run(steps: Any, site: Any) -> None:
         node, job = os.environ.get("SLURMD_NODENAME", ""), os.environ.get("SLURM_JOB_ID", "")
         if not node or not job.isdigit():
             raise click.UsageError("SLURMD_NODENAME and SLURM_JOB_ID are not set: Slurm runs this command")
-        site = steps.Site(client, host, Size.parse(page_size), configuration, records)
         try:
             command(steps, site, node, int(job))
         except OrchestratorError as error:
             line = steps.summarize(error)
-            click.echo(f"nohype: {line}", err=True)
-            # slurmd does not keep what a Prolog or Epilog prints.
-            syslog.openlog("nohype-fleet")
-            syslog.syslog(syslog.LOG_ERR, f"{command.__name__} of job {job} on {node}: {line}")
+            _log(f"{command.__name__} of job {job} on {node}: {line}")
             if command.__name__ == "prolog":
                 steps.report_refusal(job, error)
             if command.__name__ != "job":
@@ -67,6 +74,13 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
             sys.exit(1)
 
     return run
+
+
+def _log(line: str) -> None:
+    """slurmd does not keep what a step prints."""
+    click.echo(f"nohype: {line}", err=True)
+    syslog.openlog("nohype-fleet")
+    syslog.syslog(syslog.LOG_ERR, line)
 
 
 @step.command()
@@ -103,6 +117,20 @@ def job(steps: Any, site: Any, node: str, job: int) -> None:
     except OrchestratorError as error:
         steps.report(job, fields["id"], error)
         raise
+
+
+@step.command()
+@_site_options
+def check(steps: Any, site: Any) -> None:
+    """End the guests of this host that the controller has forgotten.
+
+    An error is only logged: a host that cannot be checked keeps its guests, and the Prolog refuses their places.
+    """
+    try:
+        for record in steps.end_guests_without_job(site):
+            _log(f"guest {record.name} of job {record.job} was ended: the controller does not know the job")
+    except OrchestratorError as error:
+        _log(f"guests without a job were not looked for: {steps.summarize(error)}")
 
 
 def _terminate(_number: int, _frame: object) -> None:

@@ -53,6 +53,10 @@ JobRequeue=0
 PrologFlags=Alloc
 Prolog={folder}/nohype-prolog
 Epilog={folder}/nohype-epilog
+# Ends guests that the controller has forgotten; runs when slurmd starts, and at this interval in seconds.
+HealthCheckProgram={folder}/nohype-check
+HealthCheckInterval=300
+HealthCheckNodeState=ANY,CYCLE
 MailProg=/bin/true
 Include {folder}/{nodes}
 PartitionName=guests Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO AllowGroups={group} State=UP

@@ -68,8 +68,10 @@ def read_records(folder: Path) -> tuple[Record, ...]:
 
 
 def remove_record(folder: Path, record: Record) -> None:
-    """Raises HostError."""
+    """No-op if the job number has the record of another guest meanwhile. Raises HostError."""
     path = _path(folder, record.node, record.job)
+    if read_record(folder, record.node, record.job) not in (record, None):
+        return
     try:
         path.unlink(missing_ok=True)
         _sync(folder)

@@ -62,6 +62,8 @@ class Site:
 def run_prolog(site: Site, node_name: str, job: int) -> Record:
     """Admits a job: the configuration is that of the host, the place is free in the manager, and pages and VFs exist.
 
+    A guest that the controller has forgotten is ended if it has the place.
+
     Raises OrchestratorError if not. Slurm then takes the node out of use, with the job held.
     """
     host, nodes = retry_manager(site.read_nodes, PROLOG_SECONDS)
@@ -73,13 +75,24 @@ def run_prolog(site: Site, node_name: str, job: int) -> Record:
     if allocation.node != node_name:
         raise HostError(f"job {job} is allocated on {allocation.node}, not on {node_name}")
     record = Record(node_name, job, allocation.name, allocation.guest_id)
-    known = read_record(site.records, node_name, job)
-    if known and known != record:
-        hint = "run `nohype-epilog` with its SLURM_JOB_ID, or end the guest by hand"
-        raise Conflict(f"job {job} still has guest {known.name} ({known.guest_id}) on this host", hint)
-    check_place(host, site.client.guests(), node, allocation)
+    try:
+        check_record(site, record)
+        check_place(host, site.client.guests(), node, allocation)
+    except Conflict:
+        if not end_guests_without_job(site):
+            raise
+        check_record(site, record)
+        check_place(site.client.host(), site.client.guests(), node, allocation)
     write_record(site.records, record)
     return record
+
+
+def check_record(site: Site, record: Record) -> None:
+    """Raises Conflict if this host has another guest under the number of the job."""
+    known = read_record(site.records, record.node, record.job)
+    if known and known != record:
+        hint = "run `nohype-epilog` with its SLURM_JOB_ID, or end the guest by hand"
+        raise Conflict(f"job {record.job} still has guest {known.name} ({known.guest_id}) on this host", hint)
 
 
 def check_configuration(site: Site, nodes: tuple[FleetNode, ...]) -> None:
@@ -174,9 +187,12 @@ def run_epilog(site: Site, node_name: str, job: int) -> None:
 
     Raises OrchestratorError if the guest is not verified to be gone: Slurm then takes the node out of use.
     """
-    record = read_record(site.records, node_name, job)
-    if record is None:
-        return
+    if record := read_record(site.records, node_name, job):
+        end_guest(site, record)
+
+
+def end_guest(site: Site, record: Record) -> None:
+    """As `run_epilog`, for the guest of a record."""
     deadline = time.monotonic() + EPILOG_SECONDS
     settled: float | None = None
     while settled is None or time.monotonic() < settled:
@@ -189,10 +205,11 @@ def run_epilog(site: Site, node_name: str, job: int) -> None:
         elif settled is None:
             settled = time.monotonic() + SETTLE_SECONDS
         if time.monotonic() > deadline:
-            raise HostError(f"guest {record.name} of job {job} is still {guest['state'] if guest else 'absent'}")
+            raise HostError(f"guest {record.name} of job {record.job} is still {guest['state'] if guest else 'absent'}")
         time.sleep(RETRY_SECONDS)
     if (left := find_guest(site.client, record.name, record.guest_id)) and left["state"] not in _GONE:
-        raise HostError(f"guest {record.name} of job {job} is {left['state']}", f"run `nohype quarantine list` on {site.host}")
+        hint = f"run `nohype quarantine list` on {site.host}"
+        raise HostError(f"guest {record.name} of job {record.job} is {left['state']}", hint)
     remove_record(site.records, record)
 
 
@@ -215,11 +232,25 @@ def find_guest(client: Client, name: str, guest_id: str) -> Guest | None:
     return guest if guest["id"] == guest_id else None
 
 
-def find_guests_without_job(site: Site) -> tuple[Record, ...]:
-    """Records whose guest is still in the manager although the controller does not know the job under the guest's id."""
+def end_guests_without_job(site: Site) -> tuple[Record, ...]:
+    """Ends the guests of this host that the controller does not know any more; returns their records.
+
+    slurmd ends a forgotten job that still runs. After a reboot, or if all of Slurm was killed, only the records are left.
+    Raises OrchestratorError if the controller or the manager does not respond; then the guests keep running.
+    """
+    records = find_records_without_job(site)
+    for record in records:
+        end_guest(site, record)
+    return records
+
+
+def find_records_without_job(site: Site) -> tuple[Record, ...]:
+    """Records whose job has ended, or whose job number the controller does not know under the guest's id."""
+    records = read_records(site.records)  # before the jobs: a record is written after its job was started
+    if not records:
+        return ()
     jobs = {(job.number, job.guest_id) for job in slurm.read_jobs() if not job.has_ended}
-    records = [record for record in read_records(site.records) if (record.job, record.guest_id) not in jobs]
-    return tuple(record for record in records if find_guest(site.client, record.name, record.guest_id))
+    return tuple(record for record in records if (record.job, record.guest_id) not in jobs)
 
 
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:

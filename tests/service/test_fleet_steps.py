@@ -15,7 +15,7 @@ from orchestrator.errors import Conflict, HostError, OrchestratorError
 from orchestrator.fleet import slurm, steps
 from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
 from orchestrator.fleet.node import build_nodes
-from orchestrator.fleet.records import Record, read_record, write_record
+from orchestrator.fleet.records import Record, read_record, remove_record, write_record
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet, Size
 from tests.fakes.server import Server
@@ -87,11 +87,24 @@ def test_prolog_refuses_a_place_of_a_stopped_guest(site: steps.Site) -> None:
         steps.run_prolog(site, NODE, JOB)
 
 
-def test_prolog_refuses_a_job_number_whose_guest_was_not_ended(site: steps.Site) -> None:
-    """After a crash, the controller gives a number a second time."""
+def test_prolog_refuses_a_job_number_whose_guest_was_not_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     write_record(site.records, replace(record(), guest_id="order-0"))
+    job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-0", "")
+    monkeypatch.setattr(slurm, "read_jobs", lambda: (job,))
     with pytest.raises(Conflict, match="job 7 still has guest web"):
         steps.run_prolog(site, NODE, JOB)
+
+
+def test_prolog_ends_a_forgotten_guest_that_has_the_place(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a crash, the controller gives a number and a place a second time."""
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    new = replace(ALLOCATION, name="new", guest_id="order-2")
+    monkeypatch.setattr(slurm, "read_allocation", lambda _job: new)
+    monkeypatch.setattr(slurm, "read_jobs", lambda: (slurm.Job(JOB, "RUNNING", NODE, "new", "", "order-2", ""),))
+    steps.run_prolog(site, NODE, JOB)
+    assert not site.client.guests()
+    assert read_record(site.records, NODE, JOB) == Record(NODE, JOB, "new", "order-2")
 
 
 def test_prolog_refuses_missing_pages(site: steps.Site, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +214,7 @@ def test_epilog_ends_a_guest_whose_creation_a_killed_job_script_has_left_behind(
     site: steps.Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps.run_prolog(site, NODE, JOB)
-    monkeypatch.setattr(steps, "SETTLE_SECONDS", 1.0)
+    monkeypatch.setattr(steps, "SETTLE_SECONDS", 60.0)
     timer = threading.Timer(0.3, lambda: create(site.client))
     timer.start()
     steps.run_epilog(site, NODE, JOB)
@@ -233,10 +246,38 @@ def test_damaged_record_is_an_error(site: steps.Site) -> None:
         steps.run_epilog(site, NODE, JOB)
 
 
-def test_guests_whose_job_the_controller_does_not_know(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.run_prolog(site, NODE, JOB)
     create(site.client)
     job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1", "")
-    for jobs, expected in (((job,), ()), ((), (record(),)), ((replace(job, guest_id="order-2"),), (record(),))):
-        monkeypatch.setattr(slurm, "read_jobs", lambda jobs=jobs: jobs)
-        assert steps.find_guests_without_job(site) == expected
+    monkeypatch.setattr(slurm, "read_jobs", lambda: (job,))
+    assert not steps.end_guests_without_job(site)
+    assert site.client.guests()
+    for state, guest_id in (("RUNNING", "order-2"), ("NODE_FAIL", "order-1")):
+        found = (replace(job, state=state, guest_id=guest_id),)
+        monkeypatch.setattr(slurm, "read_jobs", lambda found=found: found)
+        assert steps.find_records_without_job(site) == (record(),)
+    assert steps.end_guests_without_job(site) == (record(),)
+    assert not site.client.guests()
+    assert not steps.find_records_without_job(site)
+
+
+def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+
+    def fail() -> tuple[slurm.Job, ...]:
+        raise slurm.Unreachable("Slurm's controller does not respond")
+
+    monkeypatch.setattr(slurm, "read_jobs", fail)
+    with pytest.raises(slurm.Unreachable):
+        steps.end_guests_without_job(site)
+    assert site.client.guests()
+
+
+def test_record_of_another_guest_is_kept(site: steps.Site) -> None:
+    """The controller gave the number of the job again while its first guest was ended."""
+    other = replace(record(), guest_id="order-2")
+    write_record(site.records, other)
+    remove_record(site.records, record())
+    assert read_record(site.records, NODE, JOB) == other
