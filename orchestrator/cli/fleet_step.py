@@ -17,7 +17,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.client import Client
-from orchestrator.errors import NotFound, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.values import Size
 
 _STOP_SECONDS = 20.0
@@ -69,8 +69,7 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
             _log(f"{command.__name__} of job {job} on {node}: {line}")
             if command.__name__ == "prolog":
                 steps.report_refusal(job, error)
-            # The controller has forgotten a job that it does not find: the node has no fault.
-            if command.__name__ != "job" and not isinstance(error, NotFound):
+            if command.__name__ != "job":
                 steps.drain(node, f"{command.__name__}: {line}")
             sys.exit(1)
 

@@ -29,6 +29,8 @@ CONTROLLER_SECONDS = 60.0
 """Time for a controller that restarts."""
 PROLOG_SECONDS, EPILOG_SECONDS = 20.0, 600.0
 """Time for a manager that restarts. A host without a manager must not get another job, and keeps the place of this one."""
+CHECK_SECONDS = 20.0
+"""slurmd waits for the check when it starts. What is left is ended by the next check."""
 SETTLE_SECONDS = 10.0
 """A request that a killed job script has sent can still wait in the manager. After its first response the manager has read it."""
 POLL_SECONDS, RETRY_SECONDS = 5.0, 0.5
@@ -188,12 +190,12 @@ def run_epilog(site: Site, node_name: str, job: int) -> None:
     Raises OrchestratorError if the guest is not verified to be gone: Slurm then takes the node out of use.
     """
     if record := read_record(site.records, node_name, job):
-        end_guest(site, record)
+        end_guest(site, record, EPILOG_SECONDS)
 
 
-def end_guest(site: Site, record: Record) -> None:
-    """As `run_epilog`, for the guest of a record."""
-    deadline = time.monotonic() + EPILOG_SECONDS
+def end_guest(site: Site, record: Record, seconds: float) -> None:
+    """As `run_epilog`, for the guest of a record, for at most this long."""
+    deadline = time.monotonic() + seconds
     settled: float | None = None
     while settled is None or time.monotonic() < settled:
         guest = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
@@ -240,7 +242,7 @@ def end_guests_without_job(site: Site) -> tuple[Record, ...]:
     """
     records = find_records_without_job(site)
     for record in records:
-        end_guest(site, record)
+        end_guest(site, record, CHECK_SECONDS)
     return records
 
 
