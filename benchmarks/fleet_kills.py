@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.harness.fleet_kills import Outcome, run_kills
-from tests.harness.slurm import running
+from tests.harness.slurm import STEPS_LOG, running
 
 
 def main() -> int:
@@ -29,6 +29,8 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as cluster:
         outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
+        if outcome.faults or outcome.drained:
+            print(cluster.run("cat", STEPS_LOG).stdout)
     report(outcome, time.monotonic() - began)
     return bool(outcome.faults)
 

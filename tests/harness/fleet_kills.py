@@ -25,7 +25,7 @@ _IN_FLIGHT, _MOST_GUESTS = 5, 10
 _POINTS = 150
 _DOWN_SECONDS = 2.0
 _WATCH_SECONDS = 0.3
-_PAUSES = (1.0, 4.0, 16.0)
+_PAUSES = (0.5, 2.0, 8.0)
 """Maximum seconds between kills: short ones hit a recovery, long ones let guests start."""
 
 
@@ -136,6 +136,8 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
     killed: set[str] = set()
     with Watch(cluster, Random(seed), outcome) as watch, ThreadPoolExecutor(2 * _IN_FLIGHT) as pool:
         for number in range(rounds):
+            if outcome.errors:
+                break
             while sum(not done.done() for done in submits.values()) < _IN_FLIGHT and len(cluster.guests()) < _MOST_GUESTS:
                 name = next(names)
                 submits[name] = pool.submit(_submit, cluster, watch, name, rng.choice((1, 1, 2)))
@@ -207,10 +209,11 @@ def _kill(cluster: Cluster, rng: Random, killed: set[str]) -> str:
 def _resume(cluster: Cluster) -> list[str]:
     """What an operator does with nodes that Slurm took out of use, when they have no guest any more. Returns the reasons."""
     found = []
-    for node in json.loads(cluster.nohype("fleet", "hosts", "--json").stdout):
-        if node["state"].startswith("DRAINED"):
-            found.append(f"{node['name']}: {node['reason']}")
-            cluster.run("scontrol", "update", f"NodeName={node['name']}", "State=RESUME", check=False)
+    for line in cluster.run("sinfo", "--Node", "--noheader", "--format=%N|%T|%E", check=False).stdout.splitlines():
+        node, state, reason = line.split("|", 2)
+        if state.startswith("drained"):
+            found.append(f"{node}: {reason}")
+            cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     return found
 
 
@@ -235,7 +238,7 @@ def _find_loss(name: str, result: Completed, job: dict[str, Any] | None, *, expe
         return [] if result.stderr else [f"{name} was refused without a message"]
     if job is None:
         return [f"{name} was confirmed and is forgotten"]
-    if job["state"] not in ("RUNNING", "PENDING") and not expected and not job["note"]:
+    if job["state"] not in ("RUNNING", "PENDING", "NODE_FAIL") and not expected and not job["note"]:
         return [f"{name} was confirmed and is {job['state']} without a note: {job['reason']}"]
     return []
 

@@ -1,15 +1,8 @@
-"""Real munge, slurmctld and slurmd in namespaces of their own, with one manager on a fake host behind each host of the fleet.
-
-Slurm is installed into the upper layer of an overlay over this machine's root, which is cached, so that nothing is installed on
-the machine. The holder is the first process of a PID namespace and reads a pipe: when the test ends or is killed, all ends.
-"""
+"""Real munge, slurmctld and slurmd in namespaces of their own, with one manager on a fake host behind each host of the fleet."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,68 +12,15 @@ from orchestrator.fleet.configuration import Address, build_common, build_gres_l
 from orchestrator.fleet.node import FleetNode, build_nodes
 from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
-from orchestrator.images.cache import build_cached, cache_folder, hash_inputs
 from orchestrator.waiting import wait_until
 from tests.harness.fleet_manager import SERVER, ManagerProcess
+from tests.harness.slurm_root import hold_root
 
 USER = "nohype-fleet"
 """The account that submits guests."""
-PACKAGES = ("munge", "slurm-wlm", "libfaketime")
+STEPS_LOG = "/var/log/slurm/steps.log"
+"""What the steps print; on a real host syslog has it."""
 _CONTROLLER, _ADDRESS = "controller", "10.77.0.1"
-_MOUNT = """
-set -e
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$2,workdir=$3" "$4"
-mount -t proc proc "$4/proc"
-mount --rbind /dev "$4/dev"
-mount -t tmpfs tmpfs "$4/run"
-"""
-_INSTALL = (
-    _MOUNT
-    + rf"""
-printf '#!/bin/sh\nexit 101\n' > "$4/usr/sbin/policy-rc.d"
-chmod 755 "$4/usr/sbin/policy-rc.d"
-chroot "$4" apt-get install -y --no-install-recommends {" ".join(PACKAGES)}
-chroot "$4" useradd --system --no-create-home --shell /bin/sh nohype-fleet
-rm "$4/usr/sbin/policy-rc.d"
-"""
-)
-# Its root is this machine's, with Slurm on top of it; the folder of the test is at the same path.
-# Each host has a network namespace.
-_HOLD = (
-    _MOUNT
-    + """
-add_host() {
-    chroot "$root" ip netns add "$1"
-    chroot "$root" ip link add "$1" up type veth peer name eth0 netns "$1"
-    ip route add "$2" dev "$1" src 10.77.0.1
-    chroot "$root" ip -n "$1" link set lo up
-    chroot "$root" ip -n "$1" link set eth0 up
-    chroot "$root" ip -n "$1" addr add "$2/32" dev eth0
-    chroot "$root" ip -n "$1" route add 10.77.0.1 dev eth0
-    chroot "$root" ip -n "$1" route add default via 10.77.0.1 dev eth0
-}
-root=$4
-mount --rbind /sys "$4/sys"
-mount -t tmpfs tmpfs "$4/sys/bus/pci/devices"
-for device in $6; do : > "$4/sys/bus/pci/devices/$device"; done
-mkdir -p "$4$5"
-mount --bind "$5" "$4$5"
-mkdir -p "$4/run/munge" "$4/run/nohype" "$4/etc/slurm" "$4/var/lib/slurm" "$4/var/log/slurm"
-mount --bind "$5/etc" "$4/etc/slurm"
-mount --bind "$5/run" "$4/run/nohype"
-hostname controller
-cp "$5/hosts" "$4/etc/hosts"
-chroot "$4" chown munge: /run/munge
-chroot "$4" chown -R slurm: /var/lib/slurm /var/log/slurm
-ip link set lo up
-ip addr add 10.77.0.1/32 dev lo
-echo 1 > /proc/sys/net/ipv4/ip_forward
-for host in $7; do add_host "${host%=*}" "${host#*=}"; done
-read -r pid rest < /proc/self/stat
-echo ready
-cat
-"""
-)
 
 
 @dataclass
@@ -112,6 +52,7 @@ class Cluster:
 
     def start(self) -> None:
         self.run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "/usr/sbin/munged", "--force")
+        self.run("install", "--mode=0666", "/dev/null", STEPS_LOG)
         self.start_controller()
         for node in self.node_names():
             self.start_slurmd(node)
@@ -241,57 +182,17 @@ def _fake_clock(skew: str) -> str:
     return f"env LD_PRELOAD={library} FAKETIME={skew} DONT_FAKE_MONOTONIC=1" if skew else ""
 
 
-def build_slurm() -> Path:
-    """Installs Slurm into a cached layer; returns its folder."""
-
-    def build(place: Path) -> None:
-        folders = [place / name for name in ("upper", "work", "root")]
-        for folder in folders:
-            folder.mkdir()
-        words = [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "private",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            _INSTALL,
-            "sh",
-            "/",
-        ]
-        run([*words, *folders], timeout=600)
-        shutil.rmtree(place / "work")
-
-    return build_cached(cache_folder(), "slurm", hash_inputs(PACKAGES, _INSTALL), build, progress=print, keep=1) / "upper"
-
-
 @contextmanager
 def running(folder: Path, count: int = 2) -> Iterator[Cluster]:
     """A fleet of ``count`` hosts in the empty ``folder``, which is on a file system that can be the upper layer of an overlay."""
-    for name in ("work", "root", "etc", "run"):
+    for name in ("etc", "run"):
         (folder / name).mkdir()
-    # Copied, because a layer below this machine's root cannot be a layer beside it.
-    run(["cp", "--archive", build_slurm(), folder / "upper"])
-    folder.chmod(0o755)
     with ExitStack() as stack:
         hosts = [stack.enter_context(_serve_host(folder, number)) for number in range(count)]
         _configure(folder, hosts)
         devices = sorted({str(vf) for host in hosts for node in host.nodes for vf in node.vfs})
-        words = [
-            "/", folder / "upper", folder / "work", folder / "root", folder, " ".join(devices),
-            " ".join(f"{host.name}={host.address}" for host in hosts),
-        ]  # fmt: skip
-        namespaces = ["--mount", "--net", "--pid", "--uts", "--fork", "--kill-child", "--propagation", "private"]
-        argv = ["unshare", *namespaces, "sh", "-c", _HOLD, "sh", *map(str, words)]
-        holder = stack.enter_context(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
-        assert holder.stdin
-        assert holder.stdout
-        stack.callback(holder.stdin.close)
-        assert holder.stdout.readline() == b"ready\n"
-        cluster = Cluster(_find_child(holder.pid), folder, hosts)
+        holder = stack.enter_context(hold_root(folder, devices, {host.name: host.address for host in hosts}))
+        cluster = Cluster(holder, folder, hosts)
         cluster.start()
         cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
         yield cluster
@@ -315,7 +216,7 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
     common = build_common(f"{_CONTROLLER}({_ADDRESS})", USER)
     # The hosts have more cores than this machine, and are one machine, of one name.
     common += "SlurmdParameters=config_overrides\n"
-    common = common.replace("KillWait=30", "KillWait=5").replace("SlurmdTimeout=30", "SlurmdTimeout=10")
+    common = common.replace("KillWait=30", "KillWait=5").replace("SlurmdTimeout=30", "SlurmdTimeout=20")
     nodes = "".join(
         build_node_lines(host.nodes, Address(_CONTROLLER, host.address, 17000 + 10 * number)) for number, host in enumerate(hosts)
     )
@@ -325,6 +226,7 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
         # One machine plays all hosts: the node's name selects the manager.
         steps[f"nohype-{step}"] = (
             f"#!/bin/sh\nhost=${{SLURMD_NODENAME%-n*}}\nexport NOHYPE_SOCKET=/run/nohype/$host.sock PYTHONPATH={Path.cwd()}\n"
+            f"exec 2>> {STEPS_LOG}\n"
             f"exec {' '.join(_program())} fleet step {step} --host $host --page-size 2M --records /var/lib/nohype/fleet-$host\n"
         )
     names = "".join(f"{host.address} {host.name}\n" for host in hosts)
@@ -338,12 +240,3 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
 
 def _program() -> list[str]:
     return [str(Path(os.environ.get("VIRTUAL_ENV", Path.cwd() / ".venv")) / "bin" / "nohype")]
-
-
-def _find_child(pid: int) -> int:
-    """The first process of the PID namespace: unshare(1) has forked it."""
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    deadline = time.monotonic() + 10
-    while not (found := children.read_text().split()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return int(found[0])
