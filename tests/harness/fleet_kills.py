@@ -25,8 +25,8 @@ _IN_FLIGHT, _MOST_GUESTS = 5, 10
 _POINTS = 150
 _DOWN_SECONDS = 2.0
 _WATCH_SECONDS = 0.3
-_PAUSES = (0.5, 2.0, 8.0)
-"""Maximum seconds between kills: short ones hit a recovery, long ones let guests start."""
+_GUESTS, _GUESTS_SECONDS = (0, 2, 4, 6), 15.0
+"""Guests that run at the next kill, if they do so within this time: a controller that is killed often forgets most guests."""
 
 
 @dataclass
@@ -142,7 +142,9 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
                 name = next(names)
                 submits[name] = pool.submit(_submit, cluster, watch, name, rng.choice((1, 1, 2)))
                 time.sleep(rng.uniform(0, 0.5))
-            time.sleep(rng.uniform(0, rng.choice(_PAUSES)))
+            enough = rng.choice(_GUESTS)
+            wait_until(lambda enough=enough: len(cluster.guests()) >= enough, timeout=_GUESTS_SECONDS, interval=0.2)  # type: ignore[misc]
+            time.sleep(rng.uniform(0, 1))
             what = _kill(cluster, rng, killed)
             outcome.kills[what] += 1
             outcome.shared += cluster.find_violations()

@@ -1,7 +1,7 @@
 """A root with Slurm, in namespaces, on which nothing of this machine is changed.
 
-Slurm is installed into the upper layer of an overlay over this machine's root, which is cached. The holder is the first process of a
-PID namespace and reads a pipe: when the test ends or is killed, all ends.
+Slurm is installed into the upper layer of an overlay over this machine's root, which is cached. The holder is the first process
+of a PID namespace and reads a pipe: when the test ends or is killed, all ends.
 """
 
 from __future__ import annotations
