@@ -13,6 +13,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.fleet_step import step
+from orchestrator.cli.fleet_view import draw_map, hosts, metrics
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.request_options import build_request, request_options
 from orchestrator.client import Client
@@ -32,7 +33,8 @@ def fleet() -> None:
     """Run guests on many hosts, which Slurm chooses."""
 
 
-fleet.add_command(step)
+for command in (hosts, metrics, draw_map, step):
+    fleet.add_command(command)
 
 
 @fleet.command()
@@ -150,23 +152,6 @@ def cancel(name: str, *, as_json: bool) -> None:
         print_json({"name": name, "job": job.number})
     else:
         say(f"guest {name} is being ended")
-
-
-@fleet.command()
-@json_option
-def hosts(*, as_json: bool) -> None:
-    """List the hosts of the fleet, one line per NUMA node."""
-    nodes = _fleet("slurm").read_nodes()
-    if as_json:
-        print_json([asdict(node) for node in nodes])
-    elif nodes:
-        rows = (
-            (node.name, node.state.lower(), node.cores, f"{node.memory}M", node.vfs, ",".join(node.features), node.reason or "-")
-            for node in nodes
-        )
-        print_table([("HOST", "STATE", "CORES", "MEMORY", "VFS", "FEATURES", "REASON"), *rows])
-    else:
-        say("no hosts")
 
 
 def _reason(job: Any) -> str:

@@ -122,6 +122,12 @@ def read_allocation(number: int) -> Allocation:
     return parse_allocation(number, _run(["scontrol", "show", "job", "--details", str(number)]))
 
 
+def read_all_jobs() -> tuple[str, ...]:
+    """What the controller knows of each job, with details, as text."""
+    text = _run(["scontrol", "show", "job", "--details"])
+    return tuple(part for part in re.split(r"^(?=JobId=)", text, flags=re.MULTILINE) if part.startswith("JobId="))
+
+
 def parse_allocation(number: int, text: str) -> Allocation:
     found = _ALLOCATION.findall(text)
     name = re.search(rf"\bJobName=({NAME})(?:\s|$)", text)

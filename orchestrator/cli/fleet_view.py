@@ -1,0 +1,92 @@
+"""`nohype fleet hosts`, `metrics` and `map`: the hosts of the fleet, as Slurm's controller knows them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.errors import HostError, OrchestratorError
+
+_COLUMNS = ("HOST", "STATE", "GUESTS", "CORES", "MEMORY", "VFS", "FEATURES", "REASON")
+
+
+def _fleet(module: str) -> Any:
+    return importlib.import_module(f"orchestrator.fleet.{module}")
+
+
+@click.command()
+@json_option
+def hosts(*, as_json: bool) -> None:
+    """List the hosts of the fleet, one line per NUMA node.
+
+    Cores, memory and VFs are shown as used/total; guests that are being ended have theirs until they are gone. The managers of
+    the hosts are not asked. An asterisk after the state: the node does not respond.
+    """
+    uses = _fleet("use").read_uses()
+    if as_json:
+        print_json([{**asdict(use.node), "used": _describe_use(use)} for use in uses])
+    elif uses:
+        print_table([_COLUMNS, *map(_build_row, uses)])
+    else:
+        say("no hosts")
+
+
+def _describe_use(use: Any) -> dict[str, object]:
+    return {"guests": [place.guest for place in use.places], "cores": use.cores, "memory": use.memory, "vfs": use.vfs}
+
+
+def _build_row(use: Any) -> Sequence[object]:
+    node = use.node
+    amounts = (f"{use.cores}/{node.cores}", f"{use.memory}/{node.memory}M", f"{use.vfs}/{node.vfs}")
+    return (node.name, node.state.lower(), len(use.places), *amounts, ",".join(node.features), node.reason or "-")
+
+
+@click.command()
+@click.option("--file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Replace FILE in one step instead, for the textfile collector of node_exporter.")  # fmt: skip
+def metrics(*, file: Path | None) -> None:
+    """Print metrics of the fleet in Prometheus format.
+
+    They are what Slurm's controller knows; the metrics of a host come from its manager. If the controller does not respond, the
+    text is `nohype_fleet_up 0` and the exit status 1.
+    """
+    texts, failure = _fleet("metrics"), None
+    try:
+        text = texts.write_metrics(_fleet("use").read_uses(), _fleet("slurm").read_jobs())
+    except OrchestratorError as error:
+        text, failure = texts.write_down(), error
+    if file:
+        _replace(file, text)
+    else:
+        click.echo(text, nl=False)
+    if failure:
+        raise failure
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_name(f"{file.name}.{os.getpid()}")  # the collector reads *.prom only
+    try:
+        part.write_text(text)
+        part.replace(file)
+    except OSError as error:
+        raise HostError(f"cannot write {file}", errno=error.errno or 0) from None
+
+
+@click.command("map")
+@click.option("--svg", "file", type=click.File("w", encoding="utf-8", lazy=True), default="-", metavar="FILE",
+              help="Write the picture to FILE.  [default: standard output]")  # fmt: skip
+def draw_map(*, file: TextIO) -> None:
+    """Draw the hosts of the fleet, and which guest has what of them, as SVG.
+
+    One line per NUMA node, drawn from what Slurm's controller knows: the managers of the hosts are not asked. `nohype map` draws
+    a host as its manager knows it.
+    """
+    draw = importlib.import_module("orchestrator.cli.fleet_svg").draw_fleet
+    file.write("".join(draw(_fleet("use").read_uses(), len([job for job in _fleet("slurm").read_jobs() if not job.node]))))
