@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from orchestrator.fleet.slurm import Job
 from orchestrator.fleet.use import NodeUse
-from orchestrator.metrics.declare import Kind, Metric
 
 _USED, _FREE = "used", "free"
-UP = Metric("nohype_fleet_up", Kind.GAUGE, "", (), "Whether the controller of the fleet responded.")
+
+
+class Metric(NamedTuple):
+    """A gauge. ``labels`` are the names of its labels."""
+
+    name: str
+    labels: tuple[str, ...]
+    help: str
+
+
+UP = Metric("nohype_fleet_up", (), "Whether the controller of the fleet responded.")
 METRICS = (
     UP,
-    Metric("nohype_fleet_guests", Kind.GAUGE, "", ("state",), "Guests by the state of their job; ended ones for an hour."),
-    Metric("nohype_fleet_nodes", Kind.GAUGE, "", ("state",), "Nodes by Slurm's state."),
-    Metric("nohype_fleet_node_responds", Kind.GAUGE, "", ("node",), "Whether slurmd of the node responds."),
-    Metric("nohype_fleet_node_guests", Kind.GAUGE, "", ("node",), "Guests that have resources of the node."),
-    Metric("nohype_fleet_cores", Kind.GAUGE, "", ("node", "state"), "Whole cores of guests, by use."),
-    Metric("nohype_fleet_memory_bytes", Kind.GAUGE, "bytes", ("node", "state"), "Huge pages of guests, by use."),
-    Metric("nohype_fleet_vfs", Kind.GAUGE, "", ("node", "state"), "VFs, by use."),
+    Metric("nohype_fleet_guests", ("state",), "Guests by the state of their job; ended ones for an hour."),
+    Metric("nohype_fleet_nodes", ("state",), "Nodes by Slurm's state."),
+    Metric("nohype_fleet_node_responds", ("node",), "Whether slurmd of the node responds."),
+    Metric("nohype_fleet_node_guests", ("node",), "Guests that have resources of the node."),
+    Metric("nohype_fleet_cores", ("node", "state"), "Whole cores of guests, by use."),
+    Metric("nohype_fleet_memory_bytes", ("node", "state"), "Huge pages of guests, by use."),
+    Metric("nohype_fleet_vfs", ("node", "state"), "VFs, by use."),
 )
 Sample = tuple[str, tuple[str, ...], int]
 """Name, values of the labels, value."""
@@ -56,7 +66,7 @@ def _list_samples(uses: Sequence[NodeUse], jobs: Iterable[Job]) -> Iterator[Samp
 
 
 def _write(metric: Metric, samples: Iterable[Sample]) -> str:
-    lines = [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+    lines = [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} gauge"]
     for name, values, value in samples:
         if name == metric.name:
             labels = ",".join(f'{label}="{_escape(text)}"' for label, text in zip(metric.labels, values, strict=True))

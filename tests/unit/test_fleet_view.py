@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from orchestrator.cli.fleet import fleet
 from orchestrator.cli.fleet_svg import draw_fleet
 from orchestrator.fleet import metrics, slurm, use
+from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
 
 # Recorded with Slurm 22.05.8; shortened.
@@ -55,12 +56,12 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """What Slurm's commands print; a command that is removed fails."""
     texts = {"sinfo": NODES, "squeue": QUEUE, "scontrol": JOBS}
 
-    def run(words: list[str]) -> str:
+    def run(words: list[str], **_: object) -> Completed:
         if words[0] not in texts:
-            raise slurm.Unreachable("Slurm's controller does not respond")
-        return texts[words[0]]
+            return Completed(1, "", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+        return Completed(0, texts[words[0]], "")
 
-    monkeypatch.setattr(slurm, "_run", run)
+    monkeypatch.setattr(slurm, "run", run)
     return texts
 
 
