@@ -109,6 +109,15 @@ def read_jobs(name: str = "") -> tuple[Job, ...]:
     return tuple(sorted(parse_jobs(_run([*words, *([f"--name={name}"] if name else [])])), key=lambda job: job.number))
 
 
+def read_job(number: int) -> Job | None:
+    """None if the controller does not know the job. Unlike `read_jobs`, the controller does not send all its jobs."""
+    words = ["squeue", "--noheader", "--states=all", f"--jobs={number}", f"--format={_QUEUE_FIELDS}"]
+    try:
+        return next(parse_jobs(_run(words)), None)
+    except NotFound:
+        return None
+
+
 def parse_jobs(text: str) -> Iterator[Job]:
     for line in text.splitlines():
         number, state, node, name, reason, comment = (*line.split("|", 5), *[""] * 5)[:6]

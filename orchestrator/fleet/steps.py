@@ -249,10 +249,8 @@ def end_guests_without_job(site: Site) -> tuple[Record, ...]:
 def find_records_without_job(site: Site) -> tuple[Record, ...]:
     """Records whose job has ended, or whose job number the controller does not know under the guest's id."""
     records = read_records(site.records)  # before the jobs: a record is written after its job was started
-    if not records:
-        return ()
-    jobs = {(job.number, job.guest_id) for job in slurm.read_jobs() if not job.has_ended}
-    return tuple(record for record in records if (record.job, record.guest_id) not in jobs)
+    jobs = {record: slurm.read_job(record.job) for record in records}
+    return tuple(record for record, job in jobs.items() if not job or job.has_ended or job.guest_id != record.guest_id)
 
 
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:

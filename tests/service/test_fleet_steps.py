@@ -90,7 +90,7 @@ def test_prolog_refuses_a_place_of_a_stopped_guest(site: steps.Site) -> None:
 def test_prolog_refuses_a_job_number_whose_guest_was_not_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     write_record(site.records, replace(record(), guest_id="order-0"))
     job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-0", "")
-    monkeypatch.setattr(slurm, "read_jobs", lambda: (job,))
+    monkeypatch.setattr(slurm, "read_job", lambda _number: job)
     with pytest.raises(Conflict, match="job 7 still has guest web"):
         steps.run_prolog(site, NODE, JOB)
 
@@ -101,7 +101,7 @@ def test_prolog_ends_a_forgotten_guest_that_has_the_place(site: steps.Site, monk
     create(site.client)
     new = replace(ALLOCATION, name="new", guest_id="order-2")
     monkeypatch.setattr(slurm, "read_allocation", lambda _job: new)
-    monkeypatch.setattr(slurm, "read_jobs", lambda: (slurm.Job(JOB, "RUNNING", NODE, "new", "", "order-2", ""),))
+    monkeypatch.setattr(slurm, "read_job", lambda number: slurm.Job(number, "RUNNING", NODE, "new", "", "order-2", ""))
     steps.run_prolog(site, NODE, JOB)
     assert not site.client.guests()
     assert read_record(site.records, NODE, JOB) == Record(NODE, JOB, "new", "order-2")
@@ -250,13 +250,14 @@ def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, mo
     steps.run_prolog(site, NODE, JOB)
     create(site.client)
     job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1", "")
-    monkeypatch.setattr(slurm, "read_jobs", lambda: (job,))
+    monkeypatch.setattr(slurm, "read_job", lambda _number: job)
     assert not steps.end_guests_without_job(site)
     assert site.client.guests()
     for state, guest_id in (("RUNNING", "order-2"), ("NODE_FAIL", "order-1")):
-        found = (replace(job, state=state, guest_id=guest_id),)
-        monkeypatch.setattr(slurm, "read_jobs", lambda found=found: found)
+        found = replace(job, state=state, guest_id=guest_id)
+        monkeypatch.setattr(slurm, "read_job", lambda _number, found=found: found)
         assert steps.find_records_without_job(site) == (record(),)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: None)
     assert steps.end_guests_without_job(site) == (record(),)
     assert not site.client.guests()
     assert not steps.find_records_without_job(site)
@@ -266,10 +267,10 @@ def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.S
     steps.run_prolog(site, NODE, JOB)
     create(site.client)
 
-    def fail() -> tuple[slurm.Job, ...]:
+    def fail(_number: int) -> slurm.Job:
         raise slurm.Unreachable("Slurm's controller does not respond")
 
-    monkeypatch.setattr(slurm, "read_jobs", fail)
+    monkeypatch.setattr(slurm, "read_job", fail)
     with pytest.raises(slurm.Unreachable):
         steps.end_guests_without_job(site)
     assert site.client.guests()

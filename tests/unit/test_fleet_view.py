@@ -119,6 +119,16 @@ def test_picture_shows_each_core_and_vf(controller: dict[str, str]) -> None:
     assert 'Not "responding"' in text
 
 
+def test_job_that_the_controller_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = Completed(1, "", "slurm_load_jobs error: Invalid job id specified")
+    monkeypatch.setattr(slurm, "run", lambda _words, **_: unknown)
+    assert slurm.read_job(9) is None
+    monkeypatch.setattr(slurm, "run", lambda _words, **_: Completed(0, QUEUE.splitlines()[0], ""))
+    job = slurm.read_job(1)
+    assert job
+    assert job.guest_id == "order-1"
+
+
 def test_picture_without_hosts(controller: dict[str, str]) -> None:
     controller.update({"sinfo": "", "squeue": "", "scontrol": "No jobs in the system\n"})
     assert "Fleet of 0 nodes" in CliRunner().invoke(fleet, ["map"], catch_exceptions=False).output
