@@ -31,7 +31,7 @@ def main() -> int:
         outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
         if outcome.faults or outcome.drained:
             print(cluster.run("cat", STEPS_LOG).stdout)
-    report(outcome, time.monotonic() - began)
+        report(outcome, time.monotonic() - began)
     return bool(outcome.faults)
 
 
@@ -46,7 +46,7 @@ def report(outcome: Outcome, seconds: float) -> None:
     ):  # fmt: skip
         print(f"{title}: {len(found)}")
         for line in found:
-            print(f"  {line}")
+            print(f"  {line}", flush=True)
 
 
 if __name__ == "__main__":
