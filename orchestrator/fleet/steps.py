@@ -79,12 +79,13 @@ def run_prolog(site: Site, node_name: str, job: int) -> Record:
     record = Record(node_name, job, allocation.name, allocation.guest_id)
     try:
         check_record(site, record)
-        check_place(host, site.client.guests(), node, allocation)
+        check_place(host, retry_manager(site.client.guests, PROLOG_SECONDS), node, allocation)
     except Conflict:
         if not end_guests_without_job(site):
             raise
         check_record(site, record)
-        check_place(site.client.host(), site.client.guests(), node, allocation)
+        host = retry_manager(site.client.host, PROLOG_SECONDS)
+        check_place(host, retry_manager(site.client.guests, PROLOG_SECONDS), node, allocation)
     write_record(site.records, record)
     return record
 
@@ -209,7 +210,8 @@ def end_guest(site: Site, record: Record, seconds: float) -> None:
         if time.monotonic() > deadline:
             raise HostError(f"guest {record.name} of job {record.job} is still {guest['state'] if guest else 'absent'}")
         time.sleep(RETRY_SECONDS)
-    if (left := find_guest(site.client, record.name, record.guest_id)) and left["state"] not in _GONE:
+    left = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
+    if left and left["state"] not in _GONE:
         hint = f"run `nohype quarantine list` on {site.host}"
         raise HostError(f"guest {record.name} of job {record.job} is {left['state']}", hint)
     remove_record(site.records, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.client import Client
+from orchestrator.client.transport import Unreachable
 from orchestrator.errors import Conflict, HostError, OrchestratorError
 from orchestrator.fleet import slurm, steps
 from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
@@ -201,6 +203,26 @@ def test_epilog_ends_the_guest_and_can_be_repeated(site: steps.Site) -> None:
         steps.run_epilog(site, NODE, JOB)
         assert not site.client.guests()
         assert read_record(site.records, NODE, JOB) is None
+
+
+def test_steps_tolerate_a_manager_that_restarts_between_any_two_requests(
+    site: steps.Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second request fails."""
+    monkeypatch.setattr(steps, "PROLOG_SECONDS", 60.0)
+    for name in ("host", "guests", "guest"):
+        call, answers = getattr(site.client, name), itertools.count()
+
+        def ask(*words: str, call: Any = call, answers: Any = answers) -> Any:
+            if next(answers) % 2 == 0:
+                raise Unreachable("the manager does not respond")
+            return call(*words)
+
+        monkeypatch.setattr(site.client, name, ask)
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    steps.run_epilog(site, NODE, JOB)
+    assert read_record(site.records, NODE, JOB) is None
 
 
 def test_epilog_leaves_other_guests_alone(site: steps.Site) -> None:
