@@ -158,21 +158,23 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
         refused = {name: result.result(600) for name, result in cancels.items()}
         outcome.drained += _resume(cluster)
         cluster.wait_for(lambda: _is_settled(cluster), "jobs and guests agree", timeout=180)
-    outcome.submitted, outcome.cancelled = len(results), len(cancels)
-    outcome.started = sum(map(len, watch.lives.values()))
-    outcome.shared += cluster.find_violations()
-    outcome.orphaned += _find_orphans(cluster)
-    shown = {job["name"]: job for job in json.loads(cluster.nohype("fleet", "list", "--json").stdout)}
-    outcome.ended = Counter(job["state"] for job in shown.values())
-    for name, (result, starts) in results.items():
-        outcome.lost += _find_loss(name, result, shown.get(name), expected=name in cancels or name in killed)
-        if result.status == 0 and (again := watch.lives.get(name, [])[max(1, starts) :]):
-            outcome.doubled.append(f"{name} was started again after it was confirmed: {again}")
-    outcome.errors += [
-        f"cancellation of {name} failed without a message" for name, done in refused.items() if done.status and not done.stderr
-    ]
-    _end_all(cluster)
-    outcome.orphaned += _find_records(cluster)
+        outcome.submitted, outcome.cancelled = len(results), len(cancels)
+        outcome.started = sum(map(len, watch.lives.values()))
+        outcome.shared += cluster.find_violations()
+        outcome.orphaned += _find_orphans(cluster)
+        shown = {job["name"]: job for job in json.loads(cluster.nohype("fleet", "list", "--json").stdout)}
+        outcome.ended = Counter(job["state"] for job in shown.values())
+        for name, (result, starts) in results.items():
+            outcome.lost += _find_loss(name, result, shown.get(name), expected=name in cancels or name in killed)
+            if result.status == 0 and (again := watch.lives.get(name, [])[max(1, starts) :]):
+                outcome.doubled.append(f"{name} was started again after it was confirmed: {again}")
+        outcome.errors += [
+            f"cancellation of {name} failed without a message"
+            for name, done in refused.items()
+            if done.status and not done.stderr
+        ]
+        _end_all(cluster)
+        outcome.orphaned += _find_records(cluster)
     return outcome
 
 
