@@ -55,6 +55,10 @@ class Played:
         guests, name = self._guests[host], path.partition("/v1/guests/")[2].partition("?")[0]
         if path == "/v1/host":
             return 200, self._host
+        if path.endswith("/stop"):
+            guest = guests[name.removesuffix("/stop")]
+            guest["state"] = "stopped"
+            return 200, json.dumps(guest).encode()
         if method == "POST":
             fields = json.loads(body)
             cpus = fields.get("placement", {}).get("cpus", "2")
