@@ -274,7 +274,7 @@ def read_memory(cluster: Cluster) -> float:
     for number in cluster.find_processes("nohype fleet step job")[:10]:
         text = cluster.run("grep", "^Pss:", f"/proc/{number}/smaps_rollup", check=False).stdout
         found += [int(text.split()[1]) / 1024] if text else []
-    return statistics.median(found)
+    return statistics.median(found) if found else 0.0
 
 
 def measure_command(cluster: Cluster) -> float:
