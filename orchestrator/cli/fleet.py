@@ -1,21 +1,20 @@
-"""`nohype fleet`: guests on many hosts, which Slurm chooses. The work is in `orchestrator.fleet`, which runs Slurm's commands."""
+"""`nohype fleet`, and the configuration of its hosts. The work is in `orchestrator.fleet`, which runs Slurm's commands."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.fleet_guests import cancel, list_guests, logs, show, submit
+from orchestrator.cli.fleet_hosts import drain, hosts, orphans, resume
 from orchestrator.cli.fleet_step import step
-from orchestrator.cli.fleet_view import draw_map, hosts, metrics
-from orchestrator.cli.output import json_option, print_json, print_table, say
-from orchestrator.cli.request_options import build_request, request_options
+from orchestrator.cli.fleet_view import draw_map, metrics
+from orchestrator.cli.output import json_option, print_json, say
 from orchestrator.client import Client
 from orchestrator.values import Size
 
@@ -33,7 +32,7 @@ def fleet() -> None:
     """Run guests on many hosts, which Slurm chooses."""
 
 
-for command in (hosts, metrics, draw_map, step):
+for command in (submit, list_guests, show, logs, cancel, hosts, drain, resume, orphans, metrics, draw_map, step):
     fleet.add_command(command)
 
 
@@ -66,9 +65,10 @@ def config(
     """
     node, files = _fleet("node"), _fleet("configuration")
     nodes = node.build_nodes(client.host(), files.check_host_name(host), Size.parse(page_size) if page_size else None)
+    networks = [network["name"] for network in client.networks()]
     if checked:
         found = [(checked / name).read_text() for name in (files.NODES_FILE, files.GRES_FILE)]
-        differences = files.find_differences(nodes, host, *found)
+        differences = files.find_differences(nodes, host, *found, networks)
         if as_json:
             print_json({"host": host, "differences": list(differences)})
         else:
@@ -77,7 +77,7 @@ def config(
     size, path = str(Size(nodes[0].page_size)), program or shutil.which("nohype") or "/usr/bin/nohype"
     texts = {
         "slurm.conf": files.build_common(controller, group),
-        files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port)),
+        files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port), networks),
         files.GRES_FILE: files.build_gres_lines(nodes),
         **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog", "check")},
     }
@@ -87,82 +87,3 @@ def config(
         print_json(texts)
     else:
         click.echo("\n".join(f"### {name}\n{text}" for name, text in texts.items()), nl=False)
-
-
-@fleet.command()
-@click.argument("name")
-@request_options
-@click.option("--feature", "features", multiple=True, metavar="NAME",
-              help="Require this feature of the host; can be repeated. `nohype fleet hosts` shows them.")  # fmt: skip
-@click.option("--minutes", type=click.IntRange(1, 525_600), metavar="NUMBER",
-              help="End the guest this long after its start.  [default: never]")  # fmt: skip
-@json_option
-def submit(name: str, *, features: tuple[str, ...], minutes: int | None, as_json: bool, **fields: Any) -> None:
-    """Submit a guest to the fleet.
-
-    The guest starts as soon as a host has room for it, usually within a second. The command returns after 6 s, when the
-    controller has saved it. Repeating the command with the same --id never starts a second guest. NAME, and the request, are as
-    for `nohype guest create`; disks, caches, secrets and a placement cannot be requested.
-    """
-    work = _fleet("submit")
-    wish = work.read_wish(build_request(name, fields), features, minutes)
-    click.echo(f"guest id: {wish.guest_id}", err=True)
-    _show(work.submit(wish), as_json=as_json)
-
-
-@fleet.command("list")
-@json_option
-def list_guests(*, as_json: bool) -> None:
-    """List the guests of the fleet.
-
-    Guests that have ended within the last hour are included.
-    """
-    jobs = _fleet("slurm").read_jobs()
-    if as_json:
-        print_json([asdict(job) for job in jobs])
-    elif jobs:
-        rows = ((job.name, job.state.lower(), job.node or "-", job.number, job.guest_id, _reason(job)) for job in jobs)
-        print_table([("NAME", "STATE", "HOST", "JOB", "ID", "REASON"), *rows])
-    else:
-        say("no guests")
-
-
-@fleet.command()
-@click.argument("name")
-@json_option
-def show(name: str, *, as_json: bool) -> None:
-    """Show a guest of the fleet.
-
-    The reason is why it waits, or why it has ended.
-    """
-    _show(_fleet("submit").find_job(name), as_json=as_json)
-
-
-@fleet.command()
-@click.argument("name")
-@json_option
-def cancel(name: str, *, as_json: bool) -> None:
-    """End a guest, or withdraw it from the queue.
-
-    A guest that runs is shut down; after 20 s it is forced off. The command returns after 6 s, when the controller has saved the
-    request.
-    """
-    job = _fleet("submit").cancel(name)
-    if as_json:
-        print_json({"name": name, "job": job.number})
-    else:
-        say(f"guest {name} is being ended")
-
-
-def _reason(job: Any) -> str:
-    return job.note or job.reason or "-"
-
-
-def _show(job: Any, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(asdict(job), indent=2))
-        return
-    say(
-        f"name:   {job.name}\nid:     {job.guest_id}\nstate:  {job.state.lower()}\n"
-        f"host:   {job.node or '-'}\njob:    {job.number}\nreason: {_reason(job)}"
-    )

@@ -35,8 +35,8 @@ def step() -> None:
     """Run a step of a guest's job on its host."""
 
 
-def _site_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Passes ``steps`` and ``site``."""
+def site_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Passes ``site``, where a command of the fleet runs on a host."""
 
     @click.option("--host", required=True, metavar="NAME", help="Name of the host in the fleet.")
     @click.option("--page-size", required=True, metavar="SIZE", help="Huge page size of the fleet.")
@@ -46,9 +46,9 @@ def _site_options(command: Callable[..., Any]) -> Callable[..., Any]:
                   help="Folder with the guests of the jobs of this host.")  # fmt: skip
     @client_option
     @functools.wraps(command)
-    def run(*, host: str, page_size: str, configuration: Path, records: Path, client: Client) -> None:
+    def run(*, host: str, page_size: str, configuration: Path, records: Path, client: Client, **options: Any) -> None:
         steps = importlib.import_module("orchestrator.fleet.steps")
-        command(steps, steps.Site(client, host, Size.parse(page_size), configuration, records))
+        command(site=steps.Site(client, host, Size.parse(page_size), configuration, records), **options)
 
     return run
 
@@ -56,9 +56,10 @@ def _site_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Passes ``steps``, ``site``, the node's name and the job's number; an error is one line, with exit status 1."""
 
-    @_site_options
+    @site_options
     @functools.wraps(command)
-    def run(steps: Any, site: Any) -> None:
+    def run(*, site: Any) -> None:
+        steps = importlib.import_module("orchestrator.fleet.steps")
         node, job = os.environ.get("SLURMD_NODENAME", ""), os.environ.get("SLURM_JOB_ID", "")
         if not node or not job.isdigit():
             raise click.UsageError("SLURMD_NODENAME and SLURM_JOB_ID are not set: Slurm runs this command")
@@ -68,9 +69,9 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
             line = steps.summarize(error)
             _log(f"{command.__name__} of job {job} on {node}: {line}")
             if command.__name__ == "prolog":
-                steps.report_refusal(job, error)
+                steps.report_error(int(job), steps.What.REFUSED, error)
             if command.__name__ != "job":
-                steps.drain(node, f"{command.__name__}: {line}")
+                steps.drain(node, f"{command.__name__} of job {job}: {line}")
             sys.exit(1)
 
     return run
@@ -110,27 +111,36 @@ def job(steps: Any, site: Any, node: str, job: int) -> None:
     fields = json.load(sys.stdin)
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        steps.run_job(site, node, job, fields, click.echo)
+        steps.run_job(site, node, job, fields)
     except _Terminated:
         steps.stop_guest(site.client, fields["name"], fields["id"], _STOP_SECONDS)
         sys.exit(_TERMINATED)
     except OrchestratorError as error:
-        steps.report(job, fields["id"], error)
+        steps.report_error(job, steps.What.FAILED, error)
         raise
 
 
 @step.command()
-@_site_options
-def check(steps: Any, site: Any) -> None:
-    """End the guests of this host that the controller has forgotten.
+@site_options
+def check(site: Any) -> None:
+    """Check the host, and end guests without a job.
 
-    An error is only logged: a host that cannot be checked keeps its guests, and the Prolog refuses their places.
+    Ended are guests of jobs that the controller has forgotten. The findings are stored with the node. Exit status 1 if guests
+    cannot be started, if a guest has no job, or if the controller does not respond. In the last case all guests keep running.
     """
+    node = os.environ.get("SLURMD_NODENAME", "")
+    if not node:
+        raise click.UsageError("SLURMD_NODENAME is not set: give the name of the node with it")
     try:
-        for record in steps.end_guests_without_job(site):
-            _log(f"guest {record.name} of job {record.job} was ended: the controller does not know the job")
+        checked = importlib.import_module("orchestrator.fleet.check").check_host(site, node)
     except OrchestratorError as error:
-        _log(f"guests without a job were not looked for: {steps.summarize(error)}")
+        _log(f"{node} was not checked: {' '.join(str(error).split())}")
+        sys.exit(1)
+    for record in checked.ended:
+        _log(f"guest {record.name} of job {record.job} was ended: the controller does not know the job")
+    for finding in checked.findings:
+        click.echo(f"nohype: {finding}", err=True)
+    sys.exit(1 if checked.findings else 0)
 
 
 def _terminate(_number: int, _frame: object) -> None:

@@ -1,51 +1,19 @@
-"""`nohype fleet hosts`, `metrics` and `map`: the hosts of the fleet, as Slurm's controller knows them."""
+"""`nohype fleet metrics` and `map`: the hosts of the fleet, as Slurm's controller knows them."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 import click
 
-from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.errors import HostError, OrchestratorError
-
-_COLUMNS = ("HOST", "STATE", "GUESTS", "CORES", "MEMORY", "VFS", "FEATURES", "REASON")
 
 
 def _fleet(module: str) -> Any:
     return importlib.import_module(f"orchestrator.fleet.{module}")
-
-
-@click.command()
-@json_option
-def hosts(*, as_json: bool) -> None:
-    """List the hosts of the fleet, one line per NUMA node.
-
-    Cores, memory and VFs are shown as used/total; guests that are being ended have theirs until they are gone. The managers of
-    the hosts are not asked. An asterisk after the state: the node does not respond.
-    """
-    uses = _fleet("use").read_uses()
-    if as_json:
-        print_json([{**asdict(use.node), "used": _describe_use(use)} for use in uses])
-    elif uses:
-        print_table([_COLUMNS, *map(_build_row, uses)])
-    else:
-        say("no hosts")
-
-
-def _describe_use(use: Any) -> dict[str, object]:
-    return {"guests": [place.guest for place in use.places], "cores": use.cores, "memory": use.memory, "vfs": use.vfs}
-
-
-def _build_row(use: Any) -> Sequence[object]:
-    node = use.node
-    amounts = (f"{use.cores}/{node.cores}", f"{use.memory}/{node.memory}M", f"{use.vfs}/{node.vfs}")
-    return (node.name, node.state.lower(), len(use.places), *amounts, ",".join(node.features), node.reason or "-")
 
 
 @click.command()
@@ -83,7 +51,7 @@ def _replace(file: Path, text: str) -> None:
 @click.option("--svg", "file", type=click.File("w", encoding="utf-8", lazy=True), default="-", metavar="FILE",
               help="Write the picture to FILE.  [default: standard output]")  # fmt: skip
 def draw_map(*, file: TextIO) -> None:
-    """Draw the hosts of the fleet, and which guest has what of them, as SVG.
+    """Draw the hosts of the fleet and their guests, as SVG.
 
     One line per NUMA node, drawn from what Slurm's controller knows: the managers of the hosts are not asked. `nohype map` draws
     a host as its manager knows it.

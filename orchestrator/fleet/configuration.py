@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import RequestError
-from orchestrator.fleet.node import FleetNode
+from orchestrator.fleet.apart import GRES, build_gres
+from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
@@ -37,7 +38,7 @@ SwitchType=switch/none
 ProctrackType=proctrack/linuxproc
 # The manager pins guests; Slurm must not bind the job script to a core of its guest.
 TaskPlugin=task/none
-GresTypes=vf
+GresTypes=vf,{apart}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
@@ -53,9 +54,9 @@ JobRequeue=0
 PrologFlags=Alloc
 Prolog={folder}/nohype-prolog
 Epilog={folder}/nohype-epilog
-# Ends guests that the controller has forgotten; runs when slurmd starts, and at this interval in seconds.
+# Checks the host, and ends guests that the controller has forgotten; runs when slurmd starts, and at this interval in seconds.
 HealthCheckProgram={folder}/nohype-check
-HealthCheckInterval=300
+HealthCheckInterval=60
 HealthCheckNodeState=ANY,CYCLE
 MailProg=/bin/true
 Include {folder}/{nodes}
@@ -84,14 +85,16 @@ def check_host_name(text: str) -> str:
 
 def build_common(controller: str, group: str) -> str:
     """slurm.conf, the same on the controller and all hosts. ``group``: users who may submit guests."""
-    return _COMMON.format(controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE)
+    return _COMMON.format(controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE, apart=GRES)
 
 
-def build_node_lines(nodes: Sequence[FleetNode], where: Address) -> str:
-    """The lines of one host for `NODES_FILE`."""
+def build_node_lines(nodes: Sequence[FleetNode], where: Address, networks: Iterable[str] = ()) -> str:
+    """The lines of one host for `NODES_FILE`. ``networks``: names of the tenant networks of the host."""
+    more = [NETWORK + network for network in sorted(networks)]
     return "".join(
         f"NodeName={node.name} NodeHostname={where.host} NodeAddr={where.address} Port={where.port + number}"
-        f" {' '.join(f'{key}={value}' for key, value in _describe(node))} State=UNKNOWN\n"
+        f" {' '.join(f'{key}={value}' for key, value in _describe(node))}"
+        f" Feature={','.join((*_list_features(node), *more))} State=UNKNOWN\n"
         for number, node in enumerate(nodes)
     )
 
@@ -110,13 +113,18 @@ def build_step(step: str, program: str, host: str, size: str) -> str:
     return _STEP.format(program=program, step=step, host=host, size=size)
 
 
-def find_differences(nodes: Sequence[FleetNode], host: str, node_file: str, gres_file: str) -> tuple[str, ...]:
-    """What the two files say of this host that differs from what it has, one sentence per difference."""
-    return tuple(_compare(nodes, host, _parse(node_file), _list_files(_parse(gres_file))))
+def find_differences(
+    nodes: Sequence[FleetNode], host: str, node_file: str, gres_file: str, networks: Collection[str] = ()
+) -> tuple[str, ...]:
+    """What the two files say of this host that differs from what it has, one sentence per difference.
+
+    Features that the operator added are no difference, and neither is a network of the host that the file does not have.
+    """
+    return tuple(_compare(nodes, host, _parse(node_file), _list_files(_parse(gres_file)), networks))
 
 
 def _compare(
-    nodes: Sequence[FleetNode], host: str, lines: Sequence[dict[str, str]], files: dict[str, list[str]]
+    nodes: Sequence[FleetNode], host: str, lines: Sequence[dict[str, str]], files: dict[str, list[str]], networks: Collection[str]
 ) -> Iterator[str]:
     known: dict[str, dict[str, str]] = {}
     for line in lines:
@@ -132,7 +140,8 @@ def _compare(
             continue
         for key, value in _describe(node):
             if (found := known[node.name].get(key)) != value:
-                yield f"node {node.name}: {key}={found} in {NODES_FILE}, the host has {value}"
+                yield _describe_difference(node, key, found, value)
+        yield from _compare_features(node, known[node.name].get("Feature", "").split(","), networks)
         expected = [_device(vf) for vf in node.vfs]
         if (listed := files.get(node.name, [])) != expected:
             differing = [file for file in (*listed, *expected) if (file in listed) != (file in expected)] or ["their order"]
@@ -144,9 +153,29 @@ def _describe(node: FleetNode) -> Iterator[tuple[str, str]]:
     yield "CoresPerSocket", str(len(node.cores))
     yield "ThreadsPerCore", str(node.threads)
     yield "RealMemory", str(node.memory)
-    if node.vfs:
-        yield "Gres", f"vf:{len(node.vfs)}"
-    yield "Feature", ",".join((*node.features, f"cores-{_digest(node.cores)}"))
+    yield "Gres", ",".join([*([f"vf:{len(node.vfs)}"] if node.vfs else []), *build_gres(node.slots)])
+
+
+def _describe_difference(node: FleetNode, key: str, found: str | None, expected: str) -> str:
+    slots = ",".join(build_gres(node.slots))
+    texts = [f"{key}={found}", expected]
+    if key == "Gres" and found and found.endswith(slots):  # they are many, and the same
+        texts = [text.removesuffix(slots).rstrip(",") for text in texts]
+    return f"node {node.name}: {texts[0]} in {NODES_FILE}, the host has {texts[1] or 'none'}"
+
+
+def _list_features(node: FleetNode) -> tuple[str, ...]:
+    return (*node.features, f"cores-{_digest(node.cores)}")
+
+
+def _compare_features(node: FleetNode, listed: Sequence[str], networks: Collection[str]) -> Iterator[str]:
+    own = [feature for feature in listed if feature in (SRIOV, EDGE) or feature.startswith(("pages-", "cores-"))]
+    expected = _list_features(node)
+    if set(own) != set(expected):
+        yield f"node {node.name}: Feature={','.join(own)} in {NODES_FILE}, the host has {','.join(expected)}"
+    for feature in listed:
+        if feature.startswith(NETWORK) and feature.removeprefix(NETWORK) not in networks:
+            yield f"node {node.name}: Feature={feature} in {NODES_FILE}, the host does not have this network"
 
 
 def _digest(cores: Iterable[CpuSet]) -> str:

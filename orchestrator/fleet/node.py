@@ -8,15 +8,16 @@ reserved CPUs by its own numbering, which starts at the first core of the host a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.client.host_shapes import CoreUse, Host
 from orchestrator.client.shapes import Pf
 from orchestrator.errors import HostError, RequestError
+from orchestrator.fleet.apart import share_slots
 from orchestrator.values import CpuSet, PciAddress, Size
 
-SRIOV, EDGE = "sriov", "edge"
-"""Features: the node has VFs; it has none, and a software edge."""
+SRIOV, EDGE, NETWORK = "sriov", "edge", "network-"
+"""Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows."""
 _NOT_FOR_GUESTS = ("housekeeping", "unusable")
 _NO_VF_EDGES = ("macvtap-vepa", "nft-vepa")
 
@@ -33,6 +34,7 @@ class FleetNode:
         memory: MiB of huge pages that guests can own.
         page_size: bytes.
         vfs: PCI addresses, by Slurm's index of the resource.
+        slots: for groups of guests, see `apart`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class FleetNode:
     memory: int
     page_size: int
     vfs: tuple[PciAddress, ...]
+    slots: tuple[int, ...] = ()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -96,7 +99,7 @@ def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[F
     usable = tuple(node for node in nodes if node.memory and (node.vfs or has_edge))
     if not usable:
         raise HostError(f"host {name} cannot have a guest of the fleet: {_explain(nodes, Size(size), has_edge=has_edge)}", _HINT)
-    return usable
+    return tuple(replace(node, slots=share_slots(number, len(usable))) for number, node in enumerate(usable))
 
 
 _HINT = "isolate cores, reserve huge pages and create the VFs when the host boots, see docs/fleet.md; `nohype survey` shows them"

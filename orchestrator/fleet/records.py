@@ -59,8 +59,14 @@ def read_record(folder: Path, node: str, job: int) -> Record | None:
 
 def read_records(folder: Path) -> tuple[Record, ...]:
     """Of all nodes and jobs of this host. Raises HostError."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise HostError(f"cannot read the records in {folder}", "run the command as root", error.errno or 0) from None
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in map(Path, names):
         node, _, job = path.stem.rpartition(".")
         if record := read_record(folder, node, int(job)) if job.isdigit() else None:
             found.append(record)

@@ -5,31 +5,50 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from orchestrator.errors import CommandError, NotFound, OrchestratorError
+from orchestrator.errors import CommandError, Forbidden, NotFound, OrchestratorError
+from orchestrator.fleet.apart import parse_slots
+from orchestrator.fleet.journal import Entry, What, build_comment, parse_comment
 from orchestrator.host.run import run
-from orchestrator.values import NAME, CpuSet
+from orchestrator.values import NAME, CpuSet, Size
 
 Value = TypeVar("Value")
 MIN_VERSION = (22, 5)
 PARTITION = "guests"
 QUERY_SECONDS = 30.0
 SUBMIT_SECONDS = 60.0
+CONTROLLER_SECONDS = 60.0
+"""Time for a controller that restarts."""
+SAVE_SECONDS = 6.0
+"""The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured, Slurm 22.05)."""
 _RETRY_SECONDS = 1.0
 _VERSION = re.compile(r"slurm\S* (\d+)\.(\d+)")
 _ALLOCATION = re.compile(r"^\s*Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+) GRES=(\S*)", re.MULTILINE)
 _VF = re.compile(r"(?:^|,)vf(?::[^:(,]+)?:\d+\(IDX:([0-9,-]+)\)")
 _SUBMITTED = re.compile(r"(\d+)(?:;\S*)?")
 _SHAPE = re.compile(r"(\d+):(\d+):(\d+)")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
+_REQUESTED_VFS = re.compile(r"(?:^|,)gres[:/]vf[:=](\d+)")  # newer versions print gres/vf
 _VFS = re.compile(r"(?:^|,)vf:(\d+)")
 _UNREACHABLE = re.compile("unable to contact slurm controller|connection refused|socket timed out|timed out after", re.IGNORECASE)
-_QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%r|%k", "%N|%T|%z|%m|%G|%f|%E"
+_QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%a|%Q|%V|%S|%e|%r|%k", "%N|%T|%z|%m|%G|%f|%u|%H|%E"
+_NAME_WIDTH = 80
+_USE_FIELDS = "JobID:20,NumTasks:20,MinMemory:20,tres-per-node:1000"
+_CHECK_FIELDS = f"NodeList:{_NAME_WIDTH},Comment:1024"
+_ENVIRONMENT = {"TZ": "UTC0", "SLURM_TIME_FORMAT": "standard"}
+CHECK_PASSED, CHECK_FAILED = "check passed", "check failed: "
+"""Comments of nodes, from the health check of their hosts."""
 ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 )
 """States of a job whose guest has ended."""
+_EXPLANATIONS = {
+    "TIMEOUT": "the time of the guest (--minutes or --deadline) is over",
+    "DEADLINE": "not started in time before its --deadline",
+    "NODE_FAIL": "the host did not respond to the controller any more",
+}
 
 
 class Unreachable(CommandError):
@@ -42,8 +61,13 @@ class Job:
 
     Attributes:
         node: empty while it waits.
+        reason: why it waits, or why it has ended.
         guest_id: the caller's own id of the guest, which outlives the job's number.
-        note: what the job script reported, such as why the guest could not be started.
+        note: why the guest was refused by its host, or has failed there.
+        submitted: UTC, ISO 8601, as are ``started`` and ``ended``, which are empty before.
+        entries: what its host reported.
+        tenant: Slurm's account; empty for a guest of the operators.
+        is_held: Slurm does not start it before it is released. The reason can be another one, such as a dependency.
     """
 
     number: int
@@ -52,7 +76,18 @@ class Job:
     name: str
     reason: str
     guest_id: str
-    note: str
+    note: str = ""
+    submitted: str = ""
+    started: str = ""
+    ended: str = ""
+    entries: tuple[Entry, ...] = ()
+    tenant: str = ""
+    is_held: bool = False
+
+    @property
+    def explanation(self) -> str:
+        """The note or the reason, in words."""
+        return self.note or _EXPLANATIONS.get(self.state, self.reason)
 
     @property
     def has_ended(self) -> bool:
@@ -65,6 +100,16 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Use:
+    """What a job that has not ended has or waits for. ``cores`` are whole cores, ``memory`` is in MiB."""
+
+    number: int
+    cores: int
+    memory: int
+    vfs: int
+
+
+@dataclass(frozen=True)
 class Allocation:
     """What Slurm gave a job on a node. ``cpus`` are abstract ids, ``vfs`` indexes, ``memory`` is in MiB."""
 
@@ -74,11 +119,18 @@ class Allocation:
     memory: int
     name: str
     guest_id: str
+    entries: tuple[Entry, ...] = ()
 
 
 @dataclass(frozen=True)
 class NodeState:
-    """A node as the controller knows it. ``reason`` is why it is drained or down; memory is in MiB."""
+    """A node as the controller knows it; memory is in MiB.
+
+    Attributes:
+        reason: why it is drained or down, ``by`` whom and ``since`` when (UTC, ISO 8601).
+        check: what the last health check of the host found; None if it passed, or was not run.
+        slots: those that groups of guests can request, see `apart`.
+    """
 
     name: str
     state: str
@@ -88,6 +140,15 @@ class NodeState:
     vfs: int
     features: tuple[str, ...]
     reason: str
+    by: str = ""
+    since: str = ""
+    check: str | None = None
+    slots: tuple[int, ...] = ()
+
+    @property
+    def is_drained(self) -> bool:
+        """No guest is started on it; guests that run there keep running."""
+        return self.state.startswith("DRAIN")
 
     @property
     def responds(self) -> bool:
@@ -120,10 +181,30 @@ def read_job(number: int) -> Job | None:
 
 def parse_jobs(text: str) -> Iterator[Job]:
     for line in text.splitlines():
-        number, state, node, name, reason, comment = (*line.split("|", 5), *[""] * 5)[:6]
+        number, state, node, name, tenant, priority, *times, reason, comment = (*line.split("|", 10), *[""] * 10)[:11]
         if number.isdigit():
-            guest_id, _, note = _clean(comment).partition(" ")
-            yield Job(int(number), state, node, name, _clean(reason), guest_id, note)
+            guest_id, entries = parse_comment(_clean(comment))
+            note = next((entry.text for entry in reversed(entries) if entry.what in (What.REFUSED, What.FAILED)), "")
+            submitted, started, ended = map(_read_time, times)
+            yield Job(
+                int(number), state, node, name, _clean(reason), guest_id, note, submitted, started if node else "",
+                ended if state in ENDED else "", entries, _clean(tenant), priority == "0",
+            )  # fmt: skip
+
+
+def read_uses(tenant: str) -> tuple[Use, ...]:
+    """What the guests of a tenant that have not ended have, or wait for."""
+    words = ["squeue", "--noheader", f"--partition={PARTITION}", f"--account={tenant}", f"--Format={_USE_FIELDS}"]
+    return tuple(parse_uses(_run(words)))
+
+
+def parse_uses(text: str) -> Iterator[Use]:
+    """From columns of fixed width."""
+    for line in text.splitlines():
+        number, cores, memory, gres = line[:20].strip(), line[20:40].strip(), line[40:60].strip(), line[60:].strip()
+        if number.isdigit():
+            vfs = _REQUESTED_VFS.search(gres)
+            yield Use(int(number), int(cores), Size.parse(memory).bytes >> 20, int(vfs[1]) if vfs else 0)
 
 
 def read_allocation(number: int) -> Allocation:
@@ -140,49 +221,76 @@ def read_all_jobs() -> tuple[str, ...]:
 def parse_allocation(number: int, text: str) -> Allocation:
     found = _ALLOCATION.findall(text)
     name = re.search(rf"\bJobName=({NAME})(?:\s|$)", text)
-    comment = re.search(r"^\s*Comment=(\S+)", text, re.MULTILINE)
+    comment = re.search(r"^\s*Comment=(\S.*)", text, re.MULTILINE)
     if len(found) != 1 or not name or not comment:
         hint = "submit guests with `nohype fleet submit`; run `scontrol show job --details` to see the job"
         raise NotFound(f"job {number} is not a guest of the fleet with resources on one node", hint)
     node, cpus, memory, gres = found[0]
     vfs = ",".join(_VF.findall(gres))
-    return Allocation(node, CpuSet.parse(cpus), CpuSet.parse(vfs), int(memory), name[1], comment[1])
+    return Allocation(node, CpuSet.parse(cpus), CpuSet.parse(vfs), int(memory), name[1], *parse_comment(comment[1].rstrip(" ")))
 
 
 def read_nodes() -> tuple[NodeState, ...]:
-    text = _run(["sinfo", "--Node", "--noheader", f"--partition={PARTITION}", f"--format={_NODE_FIELDS}"])
-    return tuple(parse_nodes(text))
+    words = ["sinfo", "--Node", "--noheader", f"--partition={PARTITION}"]
+    comments = parse_comments(_run([*words, f"--Format={_CHECK_FIELDS}"]))
+    nodes = parse_nodes(_run([*words, f"--format={_NODE_FIELDS}"]))
+    return tuple(replace(node, check=_read_check(comments.get(node.name, ""))) for node in nodes)
 
 
 def parse_nodes(text: str) -> Iterator[NodeState]:
     for line in text.splitlines():
-        name, state, shape, memory, gres, features, reason = (*line.split("|", 6), *[""] * 6)[:7]
+        name, state, shape, memory, gres, features, by, since, reason = (*line.split("|", 8), *[""] * 8)[:9]
         if match := _SHAPE.fullmatch(shape):
             vfs = _VFS.search(gres)
             cores = int(match[1]) * int(match[2])
             yield NodeState(
                 name, state.upper(), cores, int(match[3]), int(memory.rstrip("+")), int(vfs[1]) if vfs else 0,
-                tuple(filter(None, _clean(features).split(","))), _clean(reason),
+                tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by), _read_time(since),
+                slots=parse_slots(gres),
             )  # fmt: skip
 
 
+def parse_comments(text: str) -> dict[str, str]:
+    """Comments by node, from columns of fixed width."""
+    return {line[:_NAME_WIDTH].rstrip(): _clean(line[_NAME_WIDTH:].rstrip()) for line in text.splitlines()}
+
+
+def _read_check(comment: str) -> str | None:
+    return comment.removeprefix(CHECK_FAILED) if comment.startswith(CHECK_FAILED) else None
+
+
 def submit_job(options: Sequence[str], script: str) -> int:
-    """Returns the job's number. The acknowledgement is not durable: a controller that is killed within 5 s forgets the job."""
-    text = _run(["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "sbatch", "--parsable", *options], script, SUBMIT_SECONDS)
+    """Returns the job's number. Times in ``options`` are UTC.
+
+    The acknowledgement is not durable: a controller that is killed within 5 s forgets the job.
+    """
+    clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC0"]
+    text = _run([*clean, "sbatch", "--parsable", *options], script, SUBMIT_SECONDS)
     match = _SUBMITTED.fullmatch(text.strip())
     if not match:
         raise CommandError(f"sbatch printed {text.strip()!r} instead of the number of a job")
     return int(match[1])
 
 
+def release_job(number: int) -> None:
+    """Has a job started that was submitted with --hold."""
+    _run(["scontrol", "release", str(number)])
+
+
 def cancel_job(number: int) -> None:
     _run(["scancel", str(number)])
 
 
-def write_note(number: int, guest_id: str, note: str) -> None:
-    """Shown with the job as long as the controller remembers it."""
-    text = " ".join(note.split())[:400]
-    _run(["scontrol", "update", f"JobId={number}", f"Comment={guest_id} {text}"])
+def write_entries(number: int, guest_id: str, entries: Sequence[Entry]) -> None:
+    """Shown with the job as long as the controller remembers it. Raises CommandError if the job has ended."""
+    _run(["scontrol", "update", f"JobId={number}", f"Comment={build_comment(guest_id, entries)}"])
+
+
+def write_comment(node: str, text: str) -> None:
+    """Shown with the node until the next one; the controller is asked to store it only if it is another one."""
+    words = ["sinfo", "--noheader", f"--nodes={node}", f"--Format={_CHECK_FIELDS}"]
+    if parse_comments(_run(words)).get(node) != text:
+        update_node(node, f"Comment={text}")
 
 
 def update_node(name: str, *settings: str) -> None:
@@ -203,7 +311,7 @@ def retry(call: Callable[[], Value], seconds: float) -> Value:
 
 def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS) -> str:
     try:
-        done = run(words, timeout=seconds, input=text, check=False)
+        done = run(words, timeout=seconds, input=text, check=False, env=_ENVIRONMENT)
     except CommandError as error:
         if "is not installed" in error.message:
             raise CommandError(f"Slurm's command {words[0]} is not installed", "install the package slurm-client") from None
@@ -218,10 +326,17 @@ def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS) -
             f"Slurm's controller does not respond: {reason}", "check `systemctl status slurmctld` on the controller"
         )
     command = next(word for word in words if word.startswith("s"))
+    if "Invalid user id" in reason:
+        raise Forbidden(f"{command}: {reason}", "run the command as root, or as the account SlurmUser of the controller")
     if "Invalid job id" in reason:
         raise NotFound(f"{command}: {reason}", "run `nohype fleet list`")
     raise CommandError(f"{command}: {reason}", "check `scontrol ping`, `sinfo -R` and the log of slurmctld")
 
 
 def _clean(text: str) -> str:
-    return "" if text in ("(null)", "None", "none", "N/A") else text
+    return "" if text in ("(null)", "None", "none", "N/A", "Unknown") else text
+
+
+def _read_time(text: str) -> str:
+    """UTC, ISO 8601; empty if Slurm does not know the time."""
+    return f"{text}Z" if _TIME.fullmatch(text) else ""

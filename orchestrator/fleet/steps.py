@@ -17,16 +17,17 @@ from orchestrator.client import Client
 from orchestrator.client.host_shapes import Host
 from orchestrator.client.shapes import Guest
 from orchestrator.client.transport import Unreachable as ManagerUnreachable
-from orchestrator.errors import Conflict, HostError, LostRace, NotFound, OrchestratorError, TooMany
+from orchestrator.errors import Conflict, HostError, LostRace, NotFound, OrchestratorError, ReadyBySsh, TooMany
 from orchestrator.fleet import slurm
 from orchestrator.fleet.configuration import GRES_FILE, NODES_FILE, find_differences
-from orchestrator.fleet.node import FleetNode, build_nodes
+from orchestrator.fleet.journal import Entry, What, make_entry
+from orchestrator.fleet.node import NETWORK, FleetNode, build_nodes
 from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
+from orchestrator.fleet.report import Report
+from orchestrator.fleet.slurm import CONTROLLER_SECONDS
 from orchestrator.values import CpuSet, Size
 
 _Value = TypeVar("_Value")
-CONTROLLER_SECONDS = 60.0
-"""Time for a controller that restarts."""
 PROLOG_SECONDS, EPILOG_SECONDS = 20.0, 600.0
 """Time for a manager that restarts. A host without a manager must not get another job, and keeps the place of this one."""
 CHECK_SECONDS = 20.0
@@ -34,6 +35,8 @@ CHECK_SECONDS = 20.0
 SETTLE_SECONDS = 10.0
 """A request that a killed job script has sent can still wait in the manager. After its first response the manager has read it."""
 POLL_SECONDS, RETRY_SECONDS = 5.0, 0.5
+READY_SECONDS = 3600.0
+"""The manager is asked this long whether the guest has reported ready."""
 _GONE = ("wiping",)
 """States of a guest that has nothing but its disks any more."""
 _ENDED = ("stopped",)
@@ -104,7 +107,8 @@ def check_configuration(site: Site, nodes: tuple[FleetNode, ...]) -> None:
         files = [(site.configuration / name).read_text() for name in (NODES_FILE, GRES_FILE)]
     except OSError as error:
         raise HostError(f"cannot read {error.filename}", errno=error.errno or 0) from None
-    if found := find_differences(nodes, site.host, *files):
+    networks = [network["name"] for network in site.client.networks()] if NETWORK in files[0] else []
+    if found := find_differences(nodes, site.host, files[0], files[1], networks):
         more = f" (and {len(found) - 1} more differences)" if len(found) > 1 else ""
         raise HostError(
             f"Slurm's configuration differs from host {site.host}: {found[0]}{more}", "run `nohype fleet config` again"
@@ -155,8 +159,8 @@ def build_request(fields: Mapping[str, Any], node: FleetNode, allocation: slurm.
     return {**request, "nics": [{**nic, "vf": str(vf)} for nic, vf in zip(nics, vfs, strict=True)]}
 
 
-def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any], say: Callable[[str], object]) -> None:
-    """Has the guest started, and returns when it has ended.
+def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any]) -> None:
+    """Has the guest started, reports with the job that it runs and is ready, and returns when it has ended.
 
     Raises OrchestratorError if it cannot be started, or is quarantined.
     """
@@ -168,14 +172,42 @@ def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any], say
         raise HostError(f"job {job} on {node_name} is not guest {name} ({guest_id}) of host {site.host}")
     request = build_request(fields, node, allocation)
     guest = retry_manager(lambda: site.client.create(request), EPILOG_SECONDS)
-    say(f"guest {name} runs on CPUs {CpuSet.of(guest['cpus'])} of {site.host}")
+    report = Report(job, guest_id, allocation.entries)
+    report.add(make_entry(What.STARTED, f"guest {name} runs on CPUs {CpuSet.of(guest['cpus'])} of {site.host}"))
+    asks_until = time.monotonic() + READY_SECONDS
     while (found := retry_manager(lambda: find_guest(site.client, name, guest_id), EPILOG_SECONDS)) is not None:
         if found["state"] == "quarantined":
             raise HostError(f"guest {name} is quarantined", f"run `nohype quarantine list` on {site.host}")
         if found["state"] in (*_ENDED, *_GONE):
             break
-        time.sleep(POLL_SECONDS)
-    say(f"guest {name} has ended")
+        report.repeat()
+        if time.monotonic() > asks_until:
+            time.sleep(POLL_SECONDS)
+        elif entry := _wait_ready(site.client, name):
+            report.add(entry)
+            asks_until = 0.0
+    report.add(make_entry(What.ENDED, _read_end(site.client, name) if found else "deleted"))
+
+
+def _wait_ready(client: Client, name: str) -> Entry | None:
+    """None after `POLL_SECONDS` if the guest has not reported ready."""
+    until = time.monotonic() + POLL_SECONDS
+    try:
+        return make_entry(What.READY, client.wait_ready(name, POLL_SECONDS))
+    except ReadyBySsh as error:
+        return make_entry(What.READY_BY_SSH, error.message)
+    except OrchestratorError:  # the guest may have ended: the caller reads its state
+        time.sleep(max(0.0, until - time.monotonic()))
+        return None
+
+
+def _read_end(client: Client, name: str) -> str:
+    """What the manager reported of the guest's end."""
+    with suppress(OrchestratorError):
+        for event in reversed(client.events(limit=100)):
+            if event["subject"] == name:
+                return f"{event['kind']}: {event['detail']}"
+    return "stopped"
 
 
 def stop_guest(client: Client, name: str, guest_id: str, seconds: float) -> None:
@@ -242,17 +274,23 @@ def end_guests_without_job(site: Site) -> tuple[Record, ...]:
     slurmd ends a forgotten job that still runs. After a reboot, or if all of Slurm was killed, only the records are left.
     Raises OrchestratorError if the controller or the manager does not respond; then the guests keep running.
     """
-    records = find_records_without_job(site)
+    records = find_records_without_job(site.records)
     for record in records:
         end_guest(site, record, CHECK_SECONDS)
     return records
 
 
-def find_records_without_job(site: Site) -> tuple[Record, ...]:
-    """Records whose job has ended, or whose job number the controller does not know under the guest's id."""
-    records = read_records(site.records)  # before the jobs: a record is written after its job was started
+def find_records_without_job(folder: Path) -> tuple[Record, ...]:
+    """Records of this host without a job that has not ended, under the guest's id and on the node of the record.
+
+    The controller is asked for the single jobs. Raises OrchestratorError if it does not respond.
+    """
+    records = read_records(folder)  # before the jobs: a record is written after its job was started
     jobs = {record: slurm.read_job(record.job) for record in records}
-    return tuple(record for record, job in jobs.items() if not job or job.has_ended or job.guest_id != record.guest_id)
+    return tuple(
+        record for record, job in jobs.items()
+        if not job or job.has_ended or (job.guest_id, job.node) != (record.guest_id, record.node)
+    )  # fmt: skip
 
 
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:
@@ -278,13 +316,8 @@ def drain(node_name: str, reason: str) -> None:
         slurm.update_node(node_name, "State=DRAIN", f"Reason={reason}"[:200])
 
 
-def report_refusal(job: int, error: OrchestratorError) -> None:
-    """As `report`, from a Prolog that may have failed before it knew the guest."""
-    with suppress(OrchestratorError):
-        report(job, slurm.read_allocation(job).guest_id, error)
-
-
-def report(job: int, guest_id: str, error: OrchestratorError) -> None:
+def report_error(job: int, what: What, error: OrchestratorError) -> None:
     """Stores the reason with the job, where `nohype fleet show` reads it. A controller that does not respond never learns it."""
     with suppress(OrchestratorError):
-        slurm.write_note(job, guest_id, summarize(error))
+        allocation = slurm.read_allocation(job)
+        Report(job, allocation.guest_id, allocation.entries).add(make_entry(what, summarize(error)))

@@ -6,21 +6,22 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, RequestError
+from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
+from orchestrator.fleet.apart import build_gres, find_slot
 from orchestrator.fleet.configuration import FOLDER
-from orchestrator.fleet.node import EDGE, SRIOV
+from orchestrator.fleet.node import EDGE, NETWORK, SRIOV
+from orchestrator.fleet.quota import Quota, check_quota
+from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
 from orchestrator.model.request import GuestRequest, Restart, parse_guest_request
 from orchestrator.model.waiver import Waiver
 
-SAVE_SECONDS = 6.0
-"""The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured, Slurm 22.05)."""
 ORPHAN_SECONDS = 90.0
 """After a restart, the controller has jobs ended that it has forgotten: KillWait, and the time for the Epilog."""
-CONTROLLER_SECONDS = 60.0
 _ATTEMPTS = 3
 _UNSUPPORTED = {
     "placement": "Slurm chooses the CPUs and VFs",
@@ -31,16 +32,29 @@ _UNSUPPORTED = {
     "network_config": "the controller would store the secret",
 }
 _FOREVER = "UNLIMITED"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+NO_QUOTA = Quota()
 
 
 @dataclass(frozen=True)
 class Wish:
-    """A guest for the fleet: its request, and what its host must have."""
+    """A guest for the fleet: its request, and what its host must have.
+
+    Attributes:
+        features: of its node.
+        minutes: after which Slurm ends the guest; None for never.
+        group: no two guests of a group run on the same host; None for no group.
+        deadline: at which Slurm ends the guest, or withdraws it if it could not start in time (UTC, ISO 8601); None for none.
+        tenant: whose quota it is counted against; empty for a guest of the operators.
+    """
 
     request: GuestRequest
     fields: Mapping[str, Any]
     features: tuple[str, ...] = ()
-    minutes: int | None = None  # after which Slurm ends the guest
+    minutes: int | None = None
+    group: str | None = None
+    deadline: str | None = None
+    tenant: str = ""
 
     @property
     def guest_id(self) -> str:
@@ -59,10 +73,30 @@ class Wish:
     def needed(self) -> tuple[str, ...]:
         """Features of the node. A guest with a software edge must not take a VF that Slurm counts as free."""
         pages = [f"pages-{self.request.page_size}"] if self.request.page_size else []
-        return tuple(dict.fromkeys([SRIOV if self.vfs else EDGE, *pages, *self.features]))
+        networks = [f"{NETWORK}{nic.network}" for nic in self.request.nics or () if nic.network]
+        return tuple(dict.fromkeys([SRIOV if self.vfs else EDGE, *pages, *networks, *self.features]))
+
+    @property
+    def use(self) -> Use:
+        return Use(0, self.request.cores, self.memory, self.vfs)
+
+    @property
+    def slot(self) -> int | None:
+        return find_slot(self.group) if self.group is not None else None
 
 
-def read_wish(fields: Mapping[str, Any], features: Sequence[str] = (), minutes: int | None = None) -> Wish:
+def parse_deadline(text: str) -> str:
+    """UTC, from ISO 8601; local time if it has no offset. Raises RequestError."""
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):{_TIME}}"
+    except (ValueError, OverflowError):
+        raise RequestError(f"{text!r} is not a time", "use the form 2030-01-31T18:00, or 2030-01-31T18:00Z for UTC") from None
+
+
+def read_wish(
+    fields: Mapping[str, Any], features: Sequence[str] = (), minutes: int | None = None, *, group: str | None = None,
+    deadline: str | None = None, tenant: str = "",
+) -> Wish:  # fmt: skip
     """Checks the fields of a request; adds a guest id if it has none. Raises RequestError."""
     complete = {**fields, "id": fields.get("id") or str(uuid4())}
     request = parse_guest_request(complete)
@@ -81,26 +115,33 @@ def read_wish(fields: Mapping[str, Any], features: Sequence[str] = (), minutes: 
             raise RequestError(
                 f"{feature!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features"
             )
-    return Wish(request, complete, tuple(features), minutes)
+    if group is not None:
+        find_slot(group)  # checks the name
+    limit = parse_deadline(deadline) if deadline is not None else None
+    return Wish(request, complete, tuple(features), minutes, group, limit, tenant)
 
 
-def submit(wish: Wish) -> slurm.Job:
+def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
     """Submits a guest, and returns its job when the controller cannot forget it any more. A repeated call changes nothing.
 
     Raises:
         NoRoom: no node can ever have the guest; ``reasons`` has one sentence per node.
+        QuotaExceeded: the guest and the other guests of its tenant exceed the quota; the guest is not in the fleet.
         Conflict: the fleet has another guest of this name.
         OrchestratorError: the controller does not respond, or it is not known whether the guest runs; the message says which.
     """
     slurm.check_version()
     for _ in range(_ATTEMPTS):
         if job := _find(wish):
-            return job
+            return _release(wish, quota, job)
+        if wish.tenant:
+            check_quota(wish.tenant, quota, wish.use, slurm.read_uses(wish.tenant))
         _check_room(wish, slurm.read_nodes())
+        _check_deadline(wish)
         _submit_once(wish)
         time.sleep(SAVE_SECONDS)
         if job := slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
-            return job
+            return _release(wish, quota, job)
         _wait_until_orphans_ended(wish)
     raise OrchestratorError(f"the controller forgot guest {wish.request.name} {_ATTEMPTS} times", _repeat(wish))
 
@@ -116,29 +157,35 @@ def find_job(name: str) -> slurm.Job:
 def cancel(name: str) -> slurm.Job:
     """Ends all jobs of this name that have not ended, and returns when the controller cannot forget it any more.
 
-    Raises NotFound if the fleet does not have the guest, OrchestratorError if the controller forgot the request several times.
+    Returns the newest of them as it is then. Raises NotFound if the fleet does not have the guest, OrchestratorError if the
+    controller forgot the request several times.
     """
-    job = find_job(name)
-    for _ in range(_ATTEMPTS):
-        running = [other for other in slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS) if not other.is_ending]
+    number = find_job(name).number
+    for attempt in range(_ATTEMPTS + 1):
+        jobs = slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)
+        running = [job for job in jobs if not job.is_ending]
         if not running:
-            return job
-        for other in running:
-            slurm.cancel_job(other.number)
-        time.sleep(SAVE_SECONDS)
-    if all(other.is_ending for other in slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)):
-        return job
+            return next((job for job in jobs if job.number == number), None) or find_job(name)
+        if attempt < _ATTEMPTS:
+            for job in running:
+                slurm.cancel_job(job.number)
+            time.sleep(SAVE_SECONDS)
     raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {name} is to be ended", "repeat the command")
 
 
 def build_options(wish: Wish) -> list[str]:
     """Options of sbatch. Two jobs of one name never run at the same time (singleton)."""
+    resources = [*([f"vf:{wish.vfs}"] if wish.vfs else []), *(build_gres([wish.slot]) if wish.slot is not None else [])]
+    # With a deadline and no time, Slurm ends the job at the deadline; with an unlimited time, it would ignore the deadline.
+    times = [f"--deadline={wish.deadline.removesuffix('Z')}"] if wish.deadline else []
+    if wish.minutes is not None or not wish.deadline:
+        times.append(f"--time={wish.minutes or _FOREVER}")
     return [
         f"--job-name={wish.request.name}", f"--comment={wish.guest_id}", f"--partition={slurm.PARTITION}",
-        "--dependency=singleton", "--nodes=1",
+        "--dependency=singleton", "--nodes=1", *([f"--account={wish.tenant}", "--hold"] if wish.tenant else []),
         f"--ntasks={wish.request.cores}", "--cpus-per-task=1", "--ntasks-per-core=1", f"--mem={wish.memory}M",
-        *([f"--gres=vf:{wish.vfs}"] if wish.vfs else []), f"--constraint={'&'.join(wish.needed)}", "--no-requeue",
-        f"--time={wish.minutes if wish.minutes is not None else _FOREVER}", "--output=/dev/null", "--chdir=/",
+        *([f"--gres={','.join(resources)}"] if resources else []), f"--constraint={'&'.join(wish.needed)}", "--no-requeue",
+        *times, "--output=/dev/null", "--chdir=/",
     ]  # fmt: skip
 
 
@@ -163,6 +210,18 @@ def _explain(wish: Wish, node: slurm.NodeState) -> Iterator[str]:
         yield f"{node.vfs} VFs, {wish.vfs} requested"
     if missing := [feature for feature in wish.needed if feature not in node.features]:
         yield f"lacks the feature {' and '.join(missing)}"
+    if wish.slot is not None and wish.slot not in node.slots:
+        yield f"does not have slot {wish.slot} of group {wish.group}"
+
+
+def _check_deadline(wish: Wish) -> None:
+    """Raises RequestError if the guest cannot end by its deadline even if it starts now. Slurm plans with whole minutes."""
+    if wish.deadline is None:
+        return
+    earliest = datetime.now(UTC) + timedelta(minutes=wish.minutes or 1)
+    if datetime.fromisoformat(wish.deadline) < earliest:
+        what = f"guest {wish.request.name} cannot end by {wish.deadline}: the earliest end is {earliest:{_TIME}}"
+        raise RequestError(what, "choose a later --deadline, or fewer --minutes")
 
 
 def _check_room(wish: Wish, nodes: Sequence[slurm.NodeState]) -> None:
@@ -186,6 +245,34 @@ def _find(wish: Wish) -> slurm.Job | None:
         _cancel_waiting(own[1:])
         return own[0]
     return None
+
+
+def _release(wish: Wish, quota: Quota, job: slurm.Job) -> slurm.Job:
+    """Releases a guest of a tenant if it is within the quota, and returns when the controller has saved it.
+
+    Raises QuotaExceeded if not, and Conflict if the guest is held for another reason or another tenant.
+    """
+    for attempt in range(_ATTEMPTS + 1):
+        if not job.is_held or job.state != "PENDING":
+            return job
+        if not wish.tenant or job.tenant != wish.tenant:
+            owner = f"tenant {job.tenant}" if job.tenant else "the operators"
+            raise Conflict(f"guest {wish.request.name} of {owner} is held", f"run `scontrol release {job.number}`")
+        if attempt < _ATTEMPTS:
+            _release_once(wish, quota, job)
+            job = slurm.retry(lambda: find_job(wish.request.name), CONTROLLER_SECONDS)
+    raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {wish.request.name} may start", _repeat(wish))
+
+
+def _release_once(wish: Wish, quota: Quota, job: slurm.Job) -> None:
+    uses = slurm.retry(lambda: slurm.read_uses(wish.tenant), CONTROLLER_SECONDS)
+    try:
+        check_quota(wish.tenant, quota, wish.use, [use for use in uses if use.number < job.number])
+    except QuotaExceeded:
+        slurm.cancel_job(job.number)
+        raise
+    slurm.release_job(job.number)
+    time.sleep(SAVE_SECONDS)
 
 
 def _cancel_waiting(jobs: Sequence[slurm.Job]) -> None:

@@ -50,6 +50,12 @@ class Cluster:
         argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *_program(), *words]
         return self.run(*argv, check=check, timeout=timeout)
 
+    def manage(self, *words: str, host: str = "host1", check: bool = True) -> Completed:
+        """As root on a host of the fleet."""
+        folders = ("--records", f"/var/lib/nohype/fleet-{host}") if "orphans" in words else ()
+        settings = (f"NOHYPE_SOCKET=/run/nohype/{host}.sock", f"PYTHONPATH={Path.cwd()}")
+        return self.run("env", *settings, *_program(), *words, *folders, check=check)
+
     def start(self) -> None:
         self.run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "/usr/sbin/munged", "--force")
         self.run("install", "--mode=0666", "/dev/null", STEPS_LOG)
@@ -217,6 +223,7 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
     # The hosts have more cores than this machine, and are one machine, of one name.
     common += "SlurmdParameters=config_overrides\n"
     common = common.replace("KillWait=30", "KillWait=5").replace("SlurmdTimeout=30", "SlurmdTimeout=20")
+    common = common.replace("HealthCheckInterval=60", "HealthCheckInterval=10")
     nodes = "".join(
         build_node_lines(host.nodes, Address(_CONTROLLER, host.address, 17000 + 10 * number)) for number, host in enumerate(hosts)
     )

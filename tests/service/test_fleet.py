@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,7 +55,7 @@ def test_guest_runs_on_what_slurm_allocated_and_is_gone_after_cancel(cluster: Cl
     assert guest["id"] == "order-1"
     again = submit(cluster, "web", "--cores", "2", "--id", "order-1")  # a repetition shows the same job
     assert json.loads(cluster.nohype("fleet", "show", "web", "--json").stdout)["number"] == 1
-    assert "job:    1" in again.stdout
+    assert "job:       1\n" in again.stdout
     cluster.nohype("fleet", "cancel", "web")
     cluster.wait_for(lambda: not cluster.guests(), "the guest's end")
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the Epilog")
@@ -91,6 +94,137 @@ def test_host_that_lacks_a_vf_is_taken_out_of_use(cluster: Cluster) -> None:
             if "drain" in state:
                 cluster.wait_for(lambda name=name: cluster.node_states()[name] in ("drained", "idle"), "the drain")  # type: ignore[misc]
                 cluster.run("scontrol", "update", f"NodeName={name}", "state=resume")
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
+
+
+def list_log(cluster: Cluster, name: str) -> list[str]:
+    return [entry["what"] for entry in json.loads(cluster.nohype("fleet", "logs", name, "--json").stdout)]
+
+
+def test_wait_for_a_guest_until_it_is_ready_and_until_its_resources_are_released(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(submit, cluster, "waited", "--wait", "--timeout", "120")
+        cluster.wait_for(lambda: cluster.guests(), "the guest")
+        (host,) = cluster.guests()["waited"]
+        world = next(one.served.world for one in cluster.hosts if one.name == host)
+        cluster.wait_for(lambda: "started" in list_log(cluster, "waited"), "the report of the host")
+        assert not result.done()
+        world.hypervisor.write("waited", b"nohype: ready name=waited\n")
+        assert "state:     running" in result.result(300).stdout
+    cluster.nohype("fleet", "cancel", "waited", "--wait")
+    assert not cluster.guests()
+    assert set(cluster.node_states().values()) == {"idle"}  # its host has released it
+    assert list_log(cluster, "waited") == ["submitted", "allocated", "started", "ready", "ended"]
+
+
+def test_wait_for_a_guest_that_fails_or_is_not_ready_in_time(cluster: Cluster) -> None:
+    failed = submit(cluster, "bad2", "--image", "nothing", "--wait", check=False)
+    assert (failed.status, "has ended (failed: no guest image 'nothing'" in failed.stderr) == (1, True)
+    assert list_log(cluster, "bad2") == ["submitted", "allocated", "failed", "ended"]
+    late = submit(cluster, "late2", "--wait", "--timeout", "1", check=False)
+    assert (late.status, "timed out after 1 s waiting for guest late2 to report ready" in late.stderr) == (1, True)
+    assert "late2" in cluster.guests()  # it stays
+    cluster.nohype("fleet", "cancel", "late2", "--wait")
+
+
+def test_guests_of_a_group_run_on_different_hosts(cluster: Cluster) -> None:
+    """Each host has two nodes and room for more; all four guests are queued at the same time."""
+    names = [f"member{number}" for number in range(4)]
+    limit = datetime.now(UTC) + timedelta(seconds=80)
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(lambda name: submit(cluster, name, "--anti-affinity", "web"), names))
+    assert sorted(host for hosts in cluster.guests().values() for host in hosts) == ["host1", "host2"]
+    late = submit(cluster, "late", "--anti-affinity", "web", "--deadline", limit.isoformat())
+    assert "state:     pending" in late.stdout
+    cluster.wait_for(lambda: show(cluster, "late")["state"] == "DEADLINE", "the deadline", timeout=180)
+    (gone, hosts), *_ = cluster.guests().items()
+    cluster.nohype("fleet", "cancel", gone, "--wait")
+    cluster.wait_for(lambda: len(cluster.guests()) == 2, "the next guest of the group")
+    assert gone not in cluster.guests()
+    assert sorted(host for hosts in cluster.guests().values() for host in hosts) == ["host1", "host2"]
+    for name in names:
+        cluster.nohype("fleet", "cancel", name)
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the Epilogs")
+
+
+def test_quota_of_a_tenant_holds_for_guests_that_are_submitted_at_the_same_time(cluster: Cluster) -> None:
+    (cluster.folder / "etc/quotas.toml").write_text("[tenants.acme]\ncores = 3\n")
+    names = [f"tenant{number}" for number in range(4)]
+    words = ("--cores", "1", "--tenant", "acme", "--quotas", "/etc/slurm/quotas.toml")
+    with ThreadPoolExecutor(len(names)) as pool:
+        results = dict(zip(names, pool.map(lambda name: submit(cluster, name, *words, check=False), names), strict=True))
+    (refused,) = (name for name, result in results.items() if result.status)
+    assert "quota of tenant acme exceeded\n  - 4 of 3 cores" in results[refused].stderr
+    cluster.wait_for(lambda: set(cluster.guests()) == {*names} - {refused}, "the guests within the quota")
+    assert show(cluster, next(iter(cluster.guests())))["tenant"] == "acme"
+    submit(cluster, "operators")  # guests of no tenant do not count
+    late = submit(cluster, "late3", "--id", "late-3", *words, check=False)
+    assert (late.status, "4 of 3 cores" in late.stderr) == (1, True)
+    cluster.nohype("fleet", "cancel", next(name for name in names if name != refused), "--wait")
+    submit(cluster, "late3", "--id", "late-3", *words)  # the refused guest was not submitted, so its id is still free
+    cluster.wait_for(lambda: "late3" in cluster.guests(), "the guest")
+    for name in cluster.guests():
+        cluster.nohype("fleet", "cancel", name)
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the Epilogs")
+
+
+def test_guest_runs_on_a_host_that_has_its_network(cluster: Cluster) -> None:
+    host = cluster.hosts[1]
+    host.served.client.create_network({"name": "blue", "vlan": 100})
+    file = cluster.folder / "etc/nohype-nodes.conf"
+    text = file.read_text()
+    file.write_text("".join(
+        line.replace(" State=", ",network-blue State=") if host.name in line else line for line in text.splitlines(keepends=True)
+    ))  # fmt: skip
+    try:
+        cluster.run("scontrol", "reconfigure")
+        cluster.wait_for(lambda: "network-blue" in find_node(cluster, "host2-n0")["features"], "the new configuration")
+        submit(cluster, "joined", "--nic", "network=blue")
+        assert cluster.guests() == {"joined": ["host2"]}
+        cluster.nohype("fleet", "cancel", "joined", "--wait")
+        host.served.client.delete_network("blue")
+        cluster.wait_for(lambda: "does not have this network" in str(find_node(cluster, "host2-n0")["check"]), "the check")
+    finally:
+        file.write_text(text)
+        cluster.run("scontrol", "reconfigure")
+    cluster.wait_for(lambda: find_node(cluster, "host2-n0")["check"] is None, "the check")
+    refused = submit(cluster, "other", "--nic", "network=blue", check=False)
+    assert refused.stderr.count("lacks the feature network-blue") == 4
+
+
+def find_node(cluster: Cluster, name: str) -> dict[str, Any]:
+    nodes = json.loads(cluster.nohype("fleet", "hosts", "--json").stdout)
+    return next(node for node in nodes if node["name"] == name)
+
+
+def test_host_is_drained_and_resumed_by_its_name(cluster: Cluster) -> None:
+    refused = cluster.nohype("fleet", "drain", "host1", "--reason", "disk", check=False)  # not root
+    assert (refused.status, "Invalid user id" in refused.stderr) == (1, True)
+    cluster.manage("fleet", "drain", "host1", "--reason", "new disk | at noon")
+    node = find_node(cluster, "host1-n1")
+    assert (node["state"], node["reason"], node["by"]) == ("DRAINED", "new disk | at noon", "root")
+    assert node["since"].endswith("Z")
+    submit(cluster, "web")
+    assert cluster.guests() == {"web": ["host2"]}
+    cluster.nohype("fleet", "cancel", "web")
+    cluster.manage("fleet", "resume", "host1")
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
+
+
+def test_guest_created_at_a_host_is_reported_and_ended_by_the_operator_only(cluster: Cluster) -> None:
+    host, node = cluster.hosts[0].name, cluster.hosts[0].nodes[0].name
+    cluster.hosts[0].served.client.create({"name": "local", "id": "order-9", "memory": "64M", "image": "minimal"})
+    cluster.wait_for(lambda: "guest local (running) has no job" in str(find_node(cluster, node)["check"]), "the check")
+    cluster.manage("fleet", "drain", node, "--reason", "test")
+    refused = cluster.manage("fleet", "resume", node, check=False)
+    assert (refused.status, f"the last health check of {node} failed: guest local" in refused.stderr) == (1, True)
+    (orphan,) = json.loads(cluster.manage("fleet", "orphans", "--json", host=host).stdout)
+    assert (orphan["name"], orphan["guest_id"], orphan["job"]) == ("local", "order-9", None)
+    assert cluster.guests() == {"local": [host]}
+    cluster.manage("fleet", "orphans", "--end", "local", host=host)
+    assert not cluster.guests()
+    cluster.wait_for(lambda: find_node(cluster, node)["check"] is None, "the check")
+    cluster.manage("fleet", "resume", node)
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
 
 

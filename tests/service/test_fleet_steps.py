@@ -13,13 +13,16 @@ import pytest
 
 from orchestrator.client import Client
 from orchestrator.client.transport import Unreachable
-from orchestrator.errors import Conflict, HostError, OrchestratorError
-from orchestrator.fleet import slurm, steps
+from orchestrator.errors import Conflict, GuestError, HostError, NotFound, OrchestratorError, ReadyBySsh
+from orchestrator.fleet import check, slurm, steps
+from orchestrator.fleet.check import Checked, Orphan, check_host, end_orphan, find_orphans
 from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
+from orchestrator.fleet.journal import Entry
 from orchestrator.fleet.node import build_nodes
-from orchestrator.fleet.records import Record, read_record, remove_record, write_record
+from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet, Size
+from orchestrator.waiting import wait_until
 from tests.fakes.server import Server
 from tests.harness.api_server import Served, serve
 from tests.harness.crash import World
@@ -49,6 +52,7 @@ def site(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ste
     monkeypatch.setattr(slurm, "read_allocation", lambda _job: ALLOCATION)
     for name, seconds in {"PROLOG_SECONDS": 0.2, "SETTLE_SECONDS": 0.3, "POLL_SECONDS": 0.05, "RETRY_SECONDS": 0.02}.items():
         monkeypatch.setattr(steps, name, seconds)
+    monkeypatch.setattr(check, "PROLOG_SECONDS", 0.2)
     return steps.Site(served.client, "a", Size.parse("2M"), tmp_path, tmp_path / "records")
 
 
@@ -149,18 +153,29 @@ def test_prolog_refuses_without_a_manager_and_without_files(site: steps.Site, tm
         steps.run_prolog(site, "a-n9", JOB)
 
 
-def run_job(site: steps.Site) -> tuple[threading.Thread, list[str]]:
-    said: list[str] = []
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is stored with the job."""
+    found: list[tuple[str, str]] = []
 
+    def write(_job: int, guest_id: str, entries: list[Entry]) -> None:
+        assert guest_id == "order-1"
+        found[:] = [(entry.what, entry.text) for entry in entries]
+
+    monkeypatch.setattr(slurm, "write_entries", write)
+    return found
+
+
+def run_job(site: steps.Site) -> threading.Thread:
     def work() -> None:
         try:
-            steps.run_job(site, NODE, JOB, FIELDS, said.append)
+            steps.run_job(site, NODE, JOB, FIELDS)
         except OrchestratorError as error:
-            said.append(steps.summarize(error))
+            steps.report_error(JOB, steps.What.FAILED, error)
 
     thread = threading.Thread(target=work)
     thread.start()
-    return thread, said
+    return thread
 
 
 def wait_running(site: steps.Site) -> None:
@@ -172,21 +187,51 @@ def wait_running(site: steps.Site) -> None:
     raise AssertionError("the guest does not run")
 
 
-def test_guest_runs_on_what_slurm_allocated_until_it_ends(site: steps.Site, served: Served) -> None:
-    thread, said = run_job(site)
+def test_guest_runs_on_what_slurm_allocated_until_it_ends(
+    site: steps.Site, served: Served, entries: list[tuple[str, str]]
+) -> None:
+    thread = run_job(site)
     wait_running(site)
     guest = site.client.guest("web")
     assert (CpuSet.of(guest["cpus"]), guest["id"]) == (CpuSet.parse(CPUS), "order-1")
     assert guest["vf"]
     assert guest["vf"]["address"] == str(build_nodes(site.client.host(), "a")[1].vfs[1])
     site.client.kill("web")
-    thread.join(10)
-    assert said == ["guest web runs on CPUs 10-11 of a", "guest web has ended"]
+    thread.join(60)
+    assert [what for what, _ in entries] == ["started", "ended"]
+    assert "CPUs 10-11 of a" in entries[0][1]
+    assert entries[1][1].startswith("stopped")  # the words of the manager
+
+
+def test_guest_that_reports_ready_is_noted(
+    site: steps.Site, entries: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[Any] = [ReadyBySsh("by SSH only"), "nohype: ready", GuestError("timed out")]
+
+    def wait_ready(_name: str, _seconds: float) -> str:
+        answer = answers.pop() if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return str(answer)
+
+    monkeypatch.setattr(site.client, "wait_ready", wait_ready)
+    thread = run_job(site)
+    assert wait_until(lambda: ("ready", "nohype: ready") in entries, timeout=60, interval=0.02)
+    site.client.delete("web")
+    thread.join(60)
+    assert [what for what, _ in entries] == ["started", "ready", "ended"]  # asked no more once it was ready
+
+
+def test_guest_that_cannot_be_started_is_noted(site: steps.Site, entries: list[tuple[str, str]]) -> None:
+    create(site.client, name="other", id="x")
+    run_job(site).join(60)
+    assert [what for what, _ in entries] == ["failed"]
+    assert not [guest for guest in site.client.guests() if guest["name"] == "web"]
 
 
 def test_job_of_another_guest_is_refused(site: steps.Site) -> None:
     with pytest.raises(HostError, match="not guest web"):
-        steps.run_job(site, NODE, JOB, {**FIELDS, "id": "order-2"}, print)
+        steps.run_job(site, NODE, JOB, {**FIELDS, "id": "order-2"})
     assert not site.client.guests()
 
 
@@ -268,21 +313,26 @@ def test_damaged_record_is_an_error(site: steps.Site) -> None:
         steps.run_epilog(site, NODE, JOB)
 
 
+def job(**fields: Any) -> slurm.Job:
+    return replace(slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1"), **fields)
+
+
 def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     steps.run_prolog(site, NODE, JOB)
     create(site.client)
-    job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1", "")
-    monkeypatch.setattr(slurm, "read_job", lambda _number: job)
-    assert not steps.end_guests_without_job(site)
-    assert site.client.guests()
-    for state, guest_id in (("RUNNING", "order-2"), ("NODE_FAIL", "order-1")):
-        found = replace(job, state=state, guest_id=guest_id)
+    for found in (job(), job(state="COMPLETING")):
         monkeypatch.setattr(slurm, "read_job", lambda _number, found=found: found)
-        assert steps.find_records_without_job(site) == (record(),)
+        assert not steps.end_guests_without_job(site)
+        assert find_orphans(site.client, site.records) == ()
+    assert site.client.guests()
+    for other in (None, job(guest_id="order-2"), job(state="NODE_FAIL"), job(node="b")):  # b: submitted again, started elsewhere
+        monkeypatch.setattr(slurm, "read_job", lambda _number, found=other: found)
+        assert steps.find_records_without_job(site.records) == (record(),)
+        assert find_orphans(site.client, site.records) == (Orphan("web", "running", "order-1", JOB, NODE),)
     monkeypatch.setattr(slurm, "read_job", lambda _number: None)
     assert steps.end_guests_without_job(site) == (record(),)
     assert not site.client.guests()
-    assert not steps.find_records_without_job(site)
+    assert not steps.find_records_without_job(site.records)
 
 
 def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,8 +343,9 @@ def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.S
         raise slurm.Unreachable("Slurm's controller does not respond")
 
     monkeypatch.setattr(slurm, "read_job", fail)
-    with pytest.raises(slurm.Unreachable):
-        steps.end_guests_without_job(site)
+    for end in (lambda: steps.end_guests_without_job(site), lambda: check_host(site, NODE)):
+        with pytest.raises(slurm.Unreachable):
+            end()
     assert site.client.guests()
 
 
@@ -304,3 +355,107 @@ def test_record_of_another_guest_is_kept(site: steps.Site) -> None:
     write_record(site.records, other)
     remove_record(site.records, record())
     assert read_record(site.records, NODE, JOB) == other
+
+
+def test_guest_created_at_the_host_has_no_job(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    create(site.client, id="local")
+    orphan = Orphan("web", "running", "local", None, "")
+    assert find_orphans(site.client, site.records) == (orphan,)
+    assert end_orphan(site.client, site.records, "web") == orphan
+    assert not site.client.guests()
+
+
+@pytest.mark.parametrize("reads", [[(), True], [True, ()]])
+def test_guest_that_starts_or_ends_while_guests_are_read_has_a_job(
+    site: steps.Site, monkeypatch: pytest.MonkeyPatch, reads: list[Any]
+) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: job())
+    answers = iter([(record(),) if read else () for read in reads])
+    monkeypatch.setattr(check, "read_records", lambda _folder: next(answers))
+    assert find_orphans(site.client, site.records) == ()
+
+
+def test_only_a_guest_without_a_job_can_be_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: job())
+    with pytest.raises(Conflict, match="guest web has a job"):
+        end_orphan(site.client, site.records, "web")
+    monkeypatch.setattr(slurm, "read_job", lambda _number: None)
+    with pytest.raises(NotFound, match="no guest named other"):
+        end_orphan(site.client, site.records, "other")
+    assert len(site.client.guests()) == 1
+    assert end_orphan(site.client, site.records, "web").job == JOB
+    assert not site.client.guests()
+    assert read_record(site.records, NODE, JOB) is None
+
+
+@pytest.fixture
+def comments(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the check stores with the node."""
+    found: list[str] = []
+    monkeypatch.setattr(slurm, "write_comment", lambda _node, text: found.append(text))
+    return found
+
+
+def test_health_check_reports_what_prevents_guests(site: steps.Site, comments: list[str]) -> None:
+    assert check_host(site, NODE) == Checked((), ())
+    create(site.client)
+    path = site.configuration / "nohype-nodes.conf"
+    path.write_text(path.read_text().replace("RealMemory=512", "RealMemory=1024"))
+    first, second = check_host(site, NODE).findings
+    assert "RealMemory=1024" in first
+    assert "guest web (running) has no job" in second
+    assert site.client.guests()  # it has no record
+    (silent,) = check_host(replace(site, client=Client(site.records / "none.sock")), NODE).findings
+    assert "manager" in silent
+    assert comments == ["check passed", f"check failed: {first}; {second}", f"check failed: {silent}"]
+
+
+def test_health_check_ends_guests_with_a_record_and_without_a_job(
+    site: steps.Site, comments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: job())
+    assert check_host(site, NODE) == Checked((), ())
+    assert site.client.guests()
+    monkeypatch.setattr(slurm, "read_job", lambda _number: None)
+    assert check_host(site, NODE) == Checked((record(),), ())
+    assert not site.client.guests()
+    assert comments == ["check passed"] * 2
+
+
+def test_health_check_ends_the_other_guests_if_one_cannot_be_ended(
+    site: steps.Site, comments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    first = replace(record(), job=1, guest_id="order-0")
+    write_record(site.records, first)
+
+    def end(site: steps.Site, found: Record, seconds: float) -> None:
+        if found == first:
+            raise HostError("guest web is quarantined")
+        steps.end_guest(site, found, seconds)
+
+    monkeypatch.setattr(check, "end_guest", end)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: None)
+    assert check_host(site, NODE) == Checked((record(),), ("a guest without a job was not ended: guest web is quarantined",))
+    assert not site.client.guests()
+
+
+def test_health_check_reports_a_damaged_record(site: steps.Site, comments: list[str]) -> None:
+    site.records.mkdir(exist_ok=True)
+    (site.records / f"{NODE}.3.json").write_text("{")
+    (finding,) = check_host(site, NODE).findings
+    assert "is damaged" in finding
+
+
+def test_records_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="cannot read the records"):
+        read_records(tmp_path / "file")
+    assert read_records(tmp_path / "none") == ()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import HostError, RequestError
+from orchestrator.fleet.apart import SLOTS
 from orchestrator.fleet.configuration import (
     Address,
     build_common,
@@ -152,8 +154,9 @@ def test_configuration_is_the_same_for_equal_hosts_and_complete() -> None:
     assert lines == build_node_lines(build_nodes(example(), "a"), Address("a", "192.0.2.1", 17000))
     assert lines.startswith(
         "NodeName=a NodeHostname=a NodeAddr=192.0.2.1 Port=17000 Sockets=1 CoresPerSocket=3 ThreadsPerCore=2 RealMemory=1024"
-        " Gres=vf:2 Feature=sriov,pages-2M,cores-"
+        " Gres=vf:2,apart:s0:1,apart:s1:1,"
     )
+    assert re.search(r" Feature=sriov,pages-2M,cores-[0-9a-f]{12} State=UNKNOWN$", lines, re.MULTILINE)
     assert build_gres_lines(nodes).splitlines() == [
         f"NodeName=a Name=vf File=/sys/bus/pci/devices/0000:41:10.{index}" for index in (0, 1)
     ]
@@ -185,14 +188,19 @@ def test_files_that_match_have_no_differences() -> None:
             "CoresPerSocket=4 in .*, the host has 3",
         ),
         (lambda nodes, gres: (nodes.replace("RealMemory=1024", "RealMemory=2048"), gres), "RealMemory=2048"),
-        (lambda nodes, gres: (nodes.replace("Gres=vf:2", "Gres=vf:3"), gres), "Gres=vf:3"),
+        (
+            lambda nodes, gres: (nodes.replace("Gres=vf:2", "Gres=vf:3"), gres),
+            "Gres=vf:3 in nohype-nodes.conf, the host has vf:2$",
+        ),
+        (lambda nodes, gres: (nodes.replace("apart:s3:1,", ""), gres), "the host has vf:2,apart:s0:1"),
+        (lambda nodes, gres: (nodes.replace("sriov,", "sriov,edge,"), gres), "Feature=sriov,edge,pages-2M"),
+        (lambda nodes, gres: (nodes.replace("pages-2M,", ""), gres), "Feature=sriov,cores-"),
+        (lambda nodes, gres: (nodes.replace("sriov,", "sriov,network-red,"), gres), "host does not have this network"),
         (lambda nodes, gres: (nodes, gres.splitlines()[0]), r"gres.conf has 1 VFs, the host 2.*0000:41:10\.1"),
         (lambda nodes, gres: (nodes, "\n".join(reversed(gres.splitlines()))), "their order"),
     ],
 )
 def test_each_difference_is_found(change: Any, message: str) -> None:
-    import re
-
     found = find_differences(build_nodes(example(), "a"), "a", *change(*files(example())))
     assert len(found) == 1
     assert re.search(message, found[0])
@@ -203,6 +211,23 @@ def test_other_cores_of_the_same_number_are_a_difference() -> None:
     moved = host(core("0,4"), core("1,5"), core("2,6"), core("3,7", use="housekeeping"))
     (difference,) = find_differences(build_nodes(moved, "a"), "a", *files(example()))
     assert "Feature=" in difference
+
+
+def test_features_of_the_operator_and_further_networks_are_no_difference() -> None:
+    nodes = build_nodes(example(), "a")
+    lines = build_node_lines(nodes, Address("a", "a"), ["red", "blue"])
+    assert ",network-blue,network-red State" in lines
+    gres = build_gres_lines(nodes)
+    assert find_differences(nodes, "a", lines.replace("sriov,", "sriov,rack-1,"), gres, ["red", "blue", "green"]) == ()
+
+
+def test_each_slot_is_on_one_node_of_a_host() -> None:
+    """Slurm counts per node: on two nodes, two guests of a group could run on the host."""
+    cores = [core(str(number), node=number) for number in range(3)]
+    pfs = [{**PF, "address": f"0000:4{node}:00.0", "node": node, "vfs": [vf(0)]} for node in range(3)]
+    nodes = build_nodes(host(*cores, pfs=pfs), "a")
+    assert len(nodes) == 3
+    assert sorted(slot for node in nodes for slot in node.slots) == list(range(SLOTS))
 
 
 @pytest.mark.parametrize("program", ["nohype", "/usr/bin/no hype", "/bin/x;reboot", "/bin/$x"])

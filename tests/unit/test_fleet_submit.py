@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, RequestError
-from orchestrator.fleet import slurm, submit
+from orchestrator.fleet import apart, journal, slurm, submit
+from orchestrator.fleet.journal import What
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
 
@@ -28,9 +30,9 @@ JobId=1 JobName=web
    Comment=order-1
 """
 NODES = """\
-host1-n0|idle|1:3:2|1024|vf:4|sriov,pages-2M|none
-host1-n1|drained|1:4:2|2048|(null)|edge,pages-1G|Prolog error
-host2|down*|1:2:1|512|vf:1|sriov,pages-2M|Not responding
+host1-n0|idle|1:3:2|1024|vf:4|sriov,pages-2M|Unknown|Unknown|none
+host1-n1|drained|1:4:2|2048|(null)|edge,pages-1G|root|2026-11-27T09:31:16|Prolog error
+host2|down*|1:2:1|512|vf:1|sriov,pages-2M|slurm|2026-11-27T09:40:00|Not responding | since
 """
 
 
@@ -41,7 +43,14 @@ def test_allocation_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("gres", "expected"),
-    [("", ""), ("vf:1(IDX:3)", "3"), ("vf:3(IDX:0-1,5)", "0-1,5"), ("gpu:1(IDX:0),vf:1(IDX:2)", "2"), ("vf:nic0:1(IDX:4)", "4")],
+    [
+        ("", ""),
+        ("vf:1(IDX:3)", "3"),
+        ("vf:3(IDX:0-1,5)", "0-1,5"),
+        ("gpu:1(IDX:0),vf:1(IDX:2)", "2"),
+        ("vf:nic0:1(IDX:4)", "4"),
+        ("vf:1(IDX:2),apart:s7:1(CNT:1)", "2"),
+    ],
 )
 def test_indexes_of_vfs_are_read(gres: str, expected: str) -> None:
     found = slurm.parse_allocation(1, SHOWN.replace("GRES=vf:1(IDX:0)", f"GRES={gres}"))
@@ -61,22 +70,36 @@ def test_nodes_are_read() -> None:
     first, second, third = slurm.parse_nodes(NODES)
     assert (first.cores, first.threads, first.memory, first.vfs, first.features) == (3, 2, 1024, 4, ("sriov", "pages-2M"))
     assert (first.responds, second.responds, third.responds) == (True, True, False)
-    assert (second.vfs, second.reason) == (0, "Prolog error")
+    assert (second.vfs, second.reason, second.by, second.since) == (0, "Prolog error", "root", "2026-11-27T09:31:16Z")
+    assert (first.reason, first.by, first.since) == ("", "", "")
+    assert third.reason == "Not responding | since"
+    assert [node.is_drained for node in (first, second, third)] == [False, True, False]
 
 
 def test_jobs_are_read_with_their_notes() -> None:
-    text = "7|FAILED|host1-n0|web|NonZeroExitCode|order-1 no image | with a bar\n8|PENDING||db|Resources|order-2\n"
-    failed, waiting = slurm.parse_jobs(text)
+    comment = journal.build_comment("order-1", [journal.make_entry(What.FAILED, "no image | with\na bar")])
+    time = "2026-11-27T09:40:0{}".format
+    text = (
+        f"7|FAILED|host1-n0|web|acme|10|{time(0)}|{time(1)}|{time(2)}|NonZeroExitCode|{comment}\n"
+        f"8|PENDING||db|(null)|0|{time(0)}|{time(5)}|N/A|Resources|order-2\n9|TIMEOUT|b|c|(null)|10|{time(0)}|{time(1)}|{time(2)}|TimeLimit|order-3\n"
+    )
+    failed, waiting, timed_out = slurm.parse_jobs(text)
     assert (failed.guest_id, failed.note, failed.has_ended) == ("order-1", "no image | with a bar", True)
+    assert (failed.submitted, failed.started, failed.ended) == tuple(f"{time(second)}Z" for second in (0, 1, 2))
     assert (waiting.node, waiting.reason, waiting.note, waiting.has_ended) == ("", "Resources", "", False)
+    assert (waiting.started, waiting.ended) == ("", "")  # Slurm estimates the start
+    assert [job.explanation for job in (failed, waiting)] == ["no image | with a bar", "Resources"]
+    assert "--minutes" in timed_out.explanation
+    assert [(job.tenant, job.is_held) for job in (failed, waiting)] == [("acme", False), ("", True)]
 
 
 def test_options_ask_for_whole_cores_vfs_and_features() -> None:
-    wish = submit.read_wish({**FIELDS, "cores": 2, "nics": [{}, {}, {}], "page_size": "2M"}, ["rack-1"], 90)
+    fields = {**FIELDS, "cores": 2, "nics": [{}, {}, {"network": "blue"}], "page_size": "2M"}
+    wish = submit.read_wish(fields, ["rack-1"], 90)
     options = submit.build_options(wish)
     for option in (
-        "--ntasks=2", "--ntasks-per-core=1", "--gres=vf:3", "--mem=256M", "--constraint=sriov&pages-2M&rack-1", "--time=90",
-        "--no-requeue", "--dependency=singleton", "--comment=order-1",
+        "--ntasks=2", "--ntasks-per-core=1", "--gres=vf:3", "--mem=256M", "--constraint=sriov&pages-2M&network-blue&rack-1",
+        "--time=90", "--no-requeue", "--dependency=singleton", "--comment=order-1",
     ):  # fmt: skip
         assert option in options
 
@@ -85,6 +108,48 @@ def test_guest_with_a_software_edge_takes_no_vf_and_goes_to_a_node_without_vfs()
     options = submit.build_options(submit.read_wish({**FIELDS, "accept": ["software-edge"]}))
     assert not [option for option in options if option.startswith("--gres")]
     assert "--constraint=edge" in options
+
+
+def test_guests_of_a_group_request_the_same_slot() -> None:
+    found = [
+        next(option for option in submit.build_options(submit.read_wish(FIELDS, group=group)) if "gres" in option)
+        for group in ("web", "web", "db")
+    ]
+    assert found[0] == found[1] != found[2]
+    assert found[0] == f"--gres=vf:1,apart:s{apart.find_slot('web')}:1"
+    assert {apart.find_slot(f"group{number}") for number in range(1000)} == set(range(apart.SLOTS))
+
+
+@pytest.mark.parametrize("group", ["", "A", "a,b", "-a", "a" * 41])
+def test_invalid_name_of_a_group_is_refused(group: str) -> None:
+    with pytest.raises(RequestError, match="not the name of a group"):
+        submit.read_wish(FIELDS, group=group)
+
+
+def test_deadline_is_given_in_utc_and_without_a_time_of_its_own() -> None:
+    """An unlimited time would make Slurm ignore the deadline."""
+    limit = "2030-01-31T18:00+02:00"
+    options = submit.build_options(submit.read_wish(FIELDS, deadline=limit))
+    assert "--deadline=2030-01-31T16:00:00" in options
+    assert not [option for option in options if option.startswith("--time")]
+    both = submit.build_options(submit.read_wish(FIELDS, minutes=5, deadline=limit))
+    assert {"--deadline=2030-01-31T16:00:00", "--time=5"} <= set(both)
+    assert submit.parse_deadline("2030-01-31T18:00Z") == "2030-01-31T18:00:00Z"
+    local = datetime(2030, 1, 31, 18).astimezone()
+    assert datetime.fromisoformat(submit.parse_deadline("2030-01-31T18:00")) == local
+    for text in ("tomorrow", "", "0001-01-01T00:00+23:59"):
+        with pytest.raises(RequestError, match="is not a time"):
+            submit.parse_deadline(text)
+
+
+def test_deadline_that_cannot_be_kept_is_refused_but_a_guest_is_found_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = FakeController(monkeypatch)
+    soon = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    with pytest.raises(RequestError, match="guest web cannot end by"):
+        submit.submit(submit.read_wish(FIELDS, minutes=10, deadline=soon))
+    assert not controller.submitted
+    controller.add(5, state="DEADLINE")
+    assert submit.submit(submit.read_wish(FIELDS, minutes=10, deadline=soon)).number == 5
 
 
 @pytest.mark.parametrize("cmdline", ["a=REQUEST", "x='y' `reboot` $HOME \\", 'quote"'])
@@ -122,6 +187,16 @@ def test_reasons_are_given_only_if_no_node_can_have_the_guest() -> None:
         "host1-n1: 0 VFs, 1 requested, lacks the feature sriov",
         "host2: 2 cores, 4 requested, 512 MiB of huge pages, 2048 requested",
     )
+    slot = apart.find_slot("web")
+    assert submit.find_reasons(submit.read_wish(FIELDS, group="web"), nodes) == (
+        f"host1-n0: does not have slot {slot} of group web",
+        f"host1-n1: 0 VFs, 1 requested, lacks the feature sriov, does not have slot {slot} of group web",
+        f"host2: does not have slot {slot} of group web",
+    )
+    gres = ",".join(apart.build_gres([slot]))
+    assert not submit.find_reasons(
+        submit.read_wish(FIELDS, group="web"), tuple(slurm.parse_nodes(NODES.replace("vf:1", f"vf:1,{gres}")))
+    )
 
 
 class FakeController:
@@ -149,7 +224,7 @@ class FakeController:
         return number
 
     def add(self, number: int, guest_id: str = "order-1", state: str = "PENDING") -> None:
-        self.jobs.append(slurm.Job(number, state, "", "web", "", guest_id, ""))
+        self.jobs.append(slurm.Job(number, state, "", "web", "", guest_id))
         self.jobs.sort(key=lambda job: job.number)
 
     def sleep(self, seconds: float) -> None:
@@ -163,7 +238,7 @@ def test_guest_is_submitted_once_and_confirmed_after_the_save(monkeypatch: pytes
     controller = FakeController(monkeypatch)
     wish = submit.read_wish(FIELDS)
     assert submit.submit(wish).number == 1
-    assert controller.slept >= submit.SAVE_SECONDS
+    assert controller.slept >= slurm.SAVE_SECONDS
     assert submit.submit(wish).number == 1  # the same id
     assert len(controller.submitted) == 1
 
@@ -222,7 +297,7 @@ def test_cancel_is_repeated_until_the_controller_has_saved_it(monkeypatch: pytes
     monkeypatch.setattr(slurm, "cancel_job", cancel)
     assert submit.cancel("web").number == 5
     assert controller.cancelled == [5] * (forgets + 1)
-    assert controller.slept >= submit.SAVE_SECONDS
+    assert controller.slept >= slurm.SAVE_SECONDS
 
 
 def test_cancel_that_is_always_forgotten_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

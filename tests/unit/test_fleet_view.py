@@ -40,14 +40,14 @@ JobId=4 JobName=late
 
 """
 QUEUE = """\
-1|RUNNING|host1-n0|web|None|order-1
-2|COMPLETING|host1-n0|db|None|order-2
-3|CANCELLED|host1-n0|old|None|order-3
-4|PENDING||late|Resources|order-4
+1|RUNNING|host1-n0|web|(null)|4294901757|2026-11-27T09:40:00|2026-11-27T09:40:01|N/A|None|order-1
+2|COMPLETING|host1-n0|db|(null)|4294901756|2026-11-27T09:40:00|2026-11-27T09:40:01|2026-11-27T09:41:00|None|order-2
+3|CANCELLED|host1-n0|old|(null)|4294901755|2026-11-27T09:40:00|2026-11-27T09:40:01|2026-11-27T09:41:00|None|order-3
+4|PENDING||late|(null)|4294901754|2026-11-27T09:40:00|N/A|N/A|Resources|order-4
 """
 NODES = """\
-host1-n0|mixed|1:4:2|1024|vf:4|sriov,pages-2M|none
-host2|down*|1:2:1|512|(null)|edge,pages-2M|Not "responding"
+host1-n0|mixed|1:4:2|1024|vf:4|sriov,pages-2M|Unknown|Unknown|none
+host2|down*|1:2:1|512|(null)|edge,pages-2M|slurm|2026-11-27T09:31:16|Not "responding"
 """
 
 
@@ -105,9 +105,9 @@ def test_metrics_are_written_to_a_file_also_without_a_controller(controller: dic
 
 def test_hosts_are_listed_with_what_is_used(controller: dict[str, str]) -> None:
     lines = CliRunner().invoke(fleet, ["hosts"], catch_exceptions=False).output.splitlines()
-    assert lines[1].split() == ["host1-n0", "mixed", "2", "3/4", "192/1024M", "3/4", "sriov,pages-2M", "-"]
+    assert lines[1].split() == ["host1-n0", "mixed", "2", "3/4", "192/1024M", "3/4", "sriov,pages-2M", "-", "-", "-"]
     assert "down*" in lines[2]
-    assert 'Not "responding"' in lines[2]
+    assert '2026-11-27T09:31:16Z  slurm  Not "responding"' in lines[2]
 
 
 def test_picture_shows_each_core_and_vf(controller: dict[str, str]) -> None:

@@ -1,0 +1,161 @@
+"""`nohype fleet submit`, `list`, `show`, `logs` and `cancel`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli.output import json_option, print_json, print_table, say
+from orchestrator.cli.request_options import build_request, request_options
+from orchestrator.cli.seconds import Seconds
+
+
+def _fleet(module: str) -> Any:
+    """Loaded when it is used, so that the commands for one host reach neither pydantic nor programs of the host."""
+    return importlib.import_module(f"orchestrator.fleet.{module}")
+
+
+def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--timeout", type=Seconds(0), metavar="SECONDS",
+                               help="With --wait: fail after this long.  [default: wait indefinitely]")(command)  # fmt: skip
+        return click.option("--wait", is_flag=True, help=f"Wait until {what}.")(command)
+
+    return decorate
+
+
+@click.command()
+@click.argument("name")
+@request_options
+@click.option("--feature", "features", multiple=True, metavar="NAME",
+              help="Require this feature of the host; can be repeated. `nohype fleet hosts` shows them.")  # fmt: skip
+@click.option("--minutes", type=click.IntRange(1, 525_600), metavar="NUMBER",
+              help="End the guest this long after its start.  [default: never]")  # fmt: skip
+@click.option("--anti-affinity", "group", metavar="GROUP",
+              help="Never run the guest on a host that runs another guest of this group.")  # fmt: skip
+@click.option("--deadline", metavar="TIME",
+              help="End the guest by this time, such as 2030-01-31T18:00 (local) or 2030-01-31T18:00Z. Withdraw it if it cannot "
+                   "start in time: --minutes before, or else one minute.")  # fmt: skip
+@click.option("--tenant", metavar="NAME", help="Count the guest against the quota of this tenant.")
+@click.option("--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
+              help="File with the quotas of the tenants.")  # fmt: skip
+@wait_options("the guest has reported ready, and fail if it ends before")
+@json_option
+def submit(
+    name: str,
+    *,
+    features: tuple[str, ...],
+    minutes: int | None,
+    group: str | None,
+    deadline: str | None,
+    tenant: str | None,
+    quotas: Path,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Submit a guest to the fleet.
+
+    The guest starts as soon as a host has room for it, usually within a second. The command returns after 6 s, when the
+    controller has saved it; with --tenant after 12 s. Repeating the command with the same --id never starts a second guest. NAME,
+    and the request, are as for `nohype guest create`; disks, caches, secrets and a placement cannot be requested.
+
+    With --wait, a guest whose image reports ready only by answering SSH is ready when it runs. A guest that is not ready in time
+    stays in the fleet.
+    """
+    _check_wait(wait=wait, timeout=timeout)
+    work = _fleet("submit")
+    wish = work.read_wish(build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "")
+    quota = () if tenant is None else (_fleet("quota").read_quota(quotas, tenant),)
+    click.echo(f"guest id: {wish.guest_id}", err=True)
+    job = work.submit(wish, *quota)
+    _show(_fleet("follow").wait_ready(name, wish.guest_id, timeout) if wait else job, as_json=as_json)
+
+
+@click.command("list")
+@json_option
+def list_guests(*, as_json: bool) -> None:
+    """List the guests of the fleet.
+
+    Guests that have ended within the last hour are included.
+    """
+    jobs = _fleet("slurm").read_jobs()
+    if as_json:
+        print_json([asdict(job) for job in jobs])
+    elif jobs:
+        rows = (
+            (job.name, job.state.lower(), job.node or "-", job.number, job.tenant or "-", job.guest_id, job.explanation or "-")
+            for job in jobs
+        )
+        print_table([("NAME", "STATE", "HOST", "JOB", "TENANT", "ID", "REASON"), *rows])
+    else:
+        say("no guests")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def show(name: str, *, as_json: bool) -> None:
+    """Show a guest of the fleet.
+
+    The reason is why it waits, or why it has ended.
+    """
+    _show(_fleet("submit").find_job(name), as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def logs(name: str, *, as_json: bool) -> None:
+    """Show what happened to a guest of the fleet.
+
+    What Slurm and the guest's host reported, for an hour after its end. Of long reports the oldest are left out. More is in the
+    journal of the host (`journalctl -t nohype-fleet`), and in the events of its manager (`nohype events`).
+    """
+    entries = _fleet("follow").read_log(_fleet("submit").find_job(name))
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+    else:
+        print_table([("TIME", "WHAT", "TEXT"), *((entry.time, entry.what, entry.text) for entry in entries)])
+
+
+@click.command()
+@click.argument("name")
+@wait_options("the guest has ended and its resources are released")
+@json_option
+def cancel(name: str, *, wait: bool, timeout: float | None, as_json: bool) -> None:
+    """End a guest, or withdraw it from the queue.
+
+    A guest that runs is shut down; after 20 s it is forced off. The command returns after 6 s, when the controller has saved the
+    request.
+    """
+    _check_wait(wait=wait, timeout=timeout)
+    job = _fleet("submit").cancel(name)
+    if wait:
+        job = _fleet("follow").wait_ended(name, job.guest_id, timeout)
+    if as_json:
+        print_json(asdict(job))
+    else:
+        say(f"guest {name} {'has ended' if wait else 'is being ended'}")
+
+
+def _check_wait(*, wait: bool, timeout: float | None) -> None:
+    if timeout is not None and not wait:
+        raise click.UsageError("--timeout requires --wait")
+
+
+def _show(job: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(job))
+        return
+    lines = {
+        "name": job.name, "id": job.guest_id, "state": job.state.lower(), "host": job.node, "job": job.number,
+        "tenant": job.tenant, "submitted": job.submitted, "started": job.started, "ended": job.ended, "reason": job.explanation,
+    }  # fmt: skip
+    say("\n".join(f"{key + ':':<11}{value or '-'}" for key, value in lines.items()))

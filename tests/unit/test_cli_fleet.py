@@ -1,0 +1,101 @@
+"""The commands of `nohype fleet` that print and wait; Slurm's answers are given."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from orchestrator.cli.main import nohype
+from orchestrator.errors import GuestError
+from orchestrator.fleet import follow, slurm, submit
+from orchestrator.fleet.journal import Entry
+
+JOB = slurm.Job(
+    7, "RUNNING", "host1-n0", "web", "", "order-1", "", "2026-11-27T09:40:00Z", "2026-11-27T09:40:01Z", "",
+    (Entry("2026-11-27T09:40:02Z", "ready", "\x1b[2J"),), "acme",
+)  # fmt: skip
+NODE = slurm.NodeState("host1-n0", "DRAINED", 3, 2, 1024, 4, ("sriov",), "new disk", "root", "2026-11-27T09:31:16Z", "no manager")
+REQUEST = ("fleet", "submit", "web", "--memory", "64M", "--image", "minimal", "--id", "order-1")
+
+
+@pytest.fixture(autouse=True)
+def fleet(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the work was called with."""
+    called: dict[str, Any] = {}
+    monkeypatch.setattr(slurm, "read_jobs", lambda name="": (JOB,))
+    monkeypatch.setattr(slurm, "read_nodes", lambda: (NODE,))
+    monkeypatch.setattr(slurm, "read_all_jobs", lambda: ())
+    monkeypatch.setattr(
+        submit, "submit", lambda wish, *quota: called.update(wish=wish, quota=quota) or replace(JOB, state="PENDING")
+    )
+    monkeypatch.setattr(submit, "cancel", lambda _name: replace(JOB, state="COMPLETING"))
+    monkeypatch.setattr(follow, "wait_ready", lambda *words: called.update(wait=words) or JOB)
+    monkeypatch.setattr(follow, "wait_ended", lambda *words: called.update(wait=words) or replace(JOB, state="CANCELLED"))
+    return called
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(nohype, words)
+
+
+def test_submit_waits_only_if_asked(fleet: dict[str, Any]) -> None:
+    assert "state:     pending" in run(*REQUEST).output
+    assert "wait" not in fleet
+    assert "state:     running" in run(*REQUEST, "--wait", "--timeout", "9").output
+    assert fleet["wait"] == ("web", "order-1", 9)
+    run(*REQUEST, "--wait")
+    assert fleet["wait"] == ("web", "order-1", None)
+
+
+def test_cancel_waits_only_if_asked(fleet: dict[str, Any]) -> None:
+    assert run("fleet", "cancel", "web").output == "guest web is being ended\n"
+    assert "wait" not in fleet
+    assert run("fleet", "cancel", "web", "--wait").output == "guest web has ended\n"
+    assert json.loads(run("fleet", "cancel", "web", "--wait", "--json").output)["state"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("words", [REQUEST, ("fleet", "cancel", "web")])
+def test_timeout_requires_wait(words: tuple[str, ...], fleet: dict[str, Any]) -> None:
+    result = run(*words, "--timeout", "9")
+    assert (result.exit_code, "--timeout requires --wait" in result.output) == (2, True)
+    assert not fleet
+
+
+def test_failed_wait_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise GuestError("guest web has ended")
+
+    monkeypatch.setattr(follow, "wait_ready", fail)
+    assert isinstance(run(*REQUEST, "--wait").exception, GuestError)  # `main` prints it, with exit status 1
+
+
+def test_constraints_reach_the_wish(fleet: dict[str, Any], tmp_path: Path) -> None:
+    (file := tmp_path / "quotas.toml").write_text("[tenants.acme]\ncores = 3\n")
+    words = ("--feature", "rack-1", "--minutes", "5", "--anti-affinity", "web", "--deadline", "2030-01-31T18:00Z")
+    assert run(*REQUEST, *words, "--tenant", "acme", "--quotas", str(file)).exit_code == 0
+    wish, (quota,) = fleet["wish"], fleet["quota"]
+    assert (wish.features, wish.minutes, wish.group, wish.deadline) == (("rack-1",), 5, "web", "2030-01-31T18:00:00Z")
+    assert (wish.tenant, quota.cores) == ("acme", 3)
+    run(*REQUEST)
+    assert (fleet["wish"].tenant, fleet["quota"]) == ("", ())
+
+
+def test_json_of_all_commands_has_the_same_fields() -> None:
+    shown = json.loads(run("fleet", "show", "web", "--json").output)
+    assert [shown] == json.loads(run("fleet", "list", "--json").output)
+    assert shown == json.loads(run(*REQUEST, "--wait", "--json").stdout)
+    assert shown.keys() == json.loads(run("fleet", "cancel", "web", "--json").output).keys()
+
+
+def test_text_of_a_guest_cannot_control_the_terminal() -> None:
+    assert "\\x1b[2J" in run("fleet", "logs", "web").output
+
+
+def test_hosts_show_reason_and_check() -> None:
+    assert "2026-11-27T09:31:16Z  root  new disk; check failed: no manager" in run("fleet", "hosts").output
+    assert json.loads(run("fleet", "hosts", "--json").output)[0]["check"] == "no manager"
