@@ -44,6 +44,7 @@ def show(cluster: Cluster, name: str) -> dict[str, object]:
 
 def test_guest_runs_on_what_slurm_allocated_and_is_gone_after_cancel(cluster: Cluster) -> None:
     submit(cluster, "web", "--cores", "2", "--id", "order-1")
+    cluster.wait_for(lambda: cluster.guests(), "the guest")
     assert cluster.guests() == {"web": ["host1"]}
     host = cluster.hosts[0]
     guest, node = host.served.client.guest("web"), host.nodes[0]
@@ -133,6 +134,7 @@ def test_guests_of_a_group_run_on_different_hosts(cluster: Cluster) -> None:
     limit = datetime.now(UTC) + timedelta(seconds=80)
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(lambda name: submit(cluster, name, "--anti-affinity", "web"), names))
+    cluster.wait_for(lambda: len(cluster.guests()) == 2, "the first guests of the group")
     assert sorted(host for hosts in cluster.guests().values() for host in hosts) == ["host1", "host2"]
     late = submit(cluster, "late", "--anti-affinity", "web", "--deadline", limit.isoformat())
     assert "state:     pending" in late.stdout
@@ -180,6 +182,7 @@ def test_guest_runs_on_a_host_that_has_its_network(cluster: Cluster) -> None:
         cluster.run("scontrol", "reconfigure")
         cluster.wait_for(lambda: "network-blue" in find_node(cluster, "host2-n0")["features"], "the new configuration")
         submit(cluster, "joined", "--nic", "network=blue")
+        cluster.wait_for(lambda: cluster.guests(), "the guest")
         assert cluster.guests() == {"joined": ["host2"]}
         cluster.nohype("fleet", "cancel", "joined", "--wait")
         host.served.client.delete_network("blue")
@@ -205,8 +208,9 @@ def test_host_is_drained_and_resumed_by_its_name(cluster: Cluster) -> None:
     assert (node["state"], node["reason"], node["by"]) == ("DRAINED", "new disk | at noon", "root")
     assert node["since"].endswith("Z")
     submit(cluster, "web")
+    cluster.wait_for(lambda: cluster.guests(), "the guest")
     assert cluster.guests() == {"web": ["host2"]}
-    cluster.nohype("fleet", "cancel", "web")
+    cluster.nohype("fleet", "cancel", "web", "--wait")
     cluster.manage("fleet", "resume", "host1")
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
 
