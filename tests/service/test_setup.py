@@ -122,8 +122,10 @@ def test_a_system_is_configured_and_restored(server: Server) -> None:
     assert done.status
     assert "/etc/sysctl.d/60-nohype.conf was changed since" in done.stdout
     edited.write_text(text)
+    profiles = server.root / "etc/apparmor.d/libvirt"
+    profiles.mkdir(exist_ok=True)
     for name in (_PROFILE, f"{_PROFILE}.files"):  # of a deleted guest, as libvirt leaves them behind
-        (server.root / "etc/apparmor.d/libvirt" / name).touch()
+        (profiles / name).touch()
     server.play("undo.yml")
     left = server.look()
     assert {name: left.get(name) for name in {*left, *before} if left.get(name) != before.get(name)} == {}
