@@ -123,7 +123,7 @@ def test_a_system_is_configured_and_restored(server: Server) -> None:
     assert "/etc/sysctl.d/60-nohype.conf was changed since" in done.stdout
     edited.write_text(text)
     profiles = server.root / "etc/apparmor.d/libvirt"
-    profiles.mkdir(exist_ok=True)
+    profiles.mkdir(parents=True, exist_ok=True)
     for name in (_PROFILE, f"{_PROFILE}.files"):  # of a deleted guest, as libvirt leaves them behind
         (profiles / name).touch()
     server.play("undo.yml")
