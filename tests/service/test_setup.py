@@ -107,6 +107,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_system_is_configured_and_restored(server: Server) -> None:
+    profiles = server.root / "etc/apparmor.d/libvirt"
+    profiles.mkdir(parents=True)
     before = server.look()
     server.play("playbooks/host.yml", "--check", "--diff")
     assert server.look() == before, "check mode changes nothing"
@@ -122,8 +124,6 @@ def test_a_system_is_configured_and_restored(server: Server) -> None:
     assert done.status
     assert "/etc/sysctl.d/60-nohype.conf was changed since" in done.stdout
     edited.write_text(text)
-    profiles = server.root / "etc/apparmor.d/libvirt"
-    profiles.mkdir(parents=True, exist_ok=True)
     for name in (_PROFILE, f"{_PROFILE}.files"):  # of a deleted guest, as libvirt leaves them behind
         (profiles / name).touch()
     server.play("undo.yml")
