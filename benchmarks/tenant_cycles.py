@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench_lab import use_lab
 
-from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.description import INITRD
 from orchestrator.images.recipe import recipes_folder
+from orchestrator.lab.lab import build_ssh
 from tests.harness.guest_image import add_commands, append, send_image
 
 NAME = "marker"

@@ -8,13 +8,12 @@ from typing import Any
 import click
 
 from orchestrator.cli.audit import print_proofs
-from orchestrator.cli.lab import build_ssh
 from orchestrator.cli.output import print_json, print_table
 from orchestrator.cli.progress import show_progress
 from orchestrator.lab import control
 from orchestrator.lab.accel import AccelChoice
 from orchestrator.lab.demo import Report, run_demo
-from orchestrator.lab.lab import Lab
+from orchestrator.lab.lab import Lab, build_ssh
 from orchestrator.lab.spec import DEFAULT_SPEC, load_spec
 from orchestrator.lab.start import start_lab
 

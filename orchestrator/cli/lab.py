@@ -162,7 +162,7 @@ def run(*, spec_name: str, accel: str, packages: tuple[str, ...], folder: Path |
 @name_option
 def ssh(*, name: str | None) -> None:
     """Log in to the lab host with the ssh program of this machine."""
-    words = build_ssh(labs.find_lab(_resolve_lab_name(name)))
+    words = labs.build_ssh(labs.find_lab(_resolve_lab_name(name)))
     try:
         os.execvp(words[0], words)
     except FileNotFoundError:
@@ -198,16 +198,6 @@ def down(name: str | None, *, timeout: float) -> None:
     """Stop a lab and remove it, with all changes made in it."""
     name = _resolve_lab_name(name)
     click.echo(f"lab {name} is down" if control.down(name, timeout=timeout) else f"no lab named {name}")
-
-
-def build_ssh(lab: labs.Lab) -> list[str]:
-    """The command line of OpenSSH's client for a lab."""
-    options = {
-        "IdentityFile": lab.folder.key, "IdentitiesOnly": "yes", "UserKnownHostsFile": lab.folder.known_hosts,
-        "HostKeyAlias": f"nohype-lab-{lab.name}", "StrictHostKeyChecking": "yes", "LogLevel": "ERROR",
-    }  # fmt: skip
-    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-    return ["ssh", *words, "-p", str(lab.state.port), "root@127.0.0.1"]
 
 
 def _resolve_lab_name(name: str | None) -> str:

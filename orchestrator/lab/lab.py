@@ -164,6 +164,16 @@ def connect_lab(folder: LabDir, state: LabState, **options: Any) -> ssh.Shell:
     return ssh.connect("127.0.0.1", state.port, key=folder.key, host_key=state.host_key, **options)
 
 
+def build_ssh(lab: Lab) -> list[str]:
+    """The command line of OpenSSH's client for a lab."""
+    options = {
+        "IdentityFile": lab.folder.key, "IdentitiesOnly": "yes", "UserKnownHostsFile": lab.folder.known_hosts,
+        "HostKeyAlias": f"nohype-lab-{lab.name}", "StrictHostKeyChecking": "yes", "LogLevel": "ERROR",
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+    return ["ssh", *words, "-p", str(lab.state.port), "root@127.0.0.1"]
+
+
 def _read_memory(pid: int) -> int | None:
     with suppress(HostError):
         return read_resident(HostRoot(), pid)

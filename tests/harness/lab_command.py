@@ -10,9 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from orchestrator.cli.lab import build_ssh
 from orchestrator.lab import lab as labs
-from orchestrator.lab.lab import Lab
+from orchestrator.lab.lab import Lab, build_ssh
 from orchestrator.ssh import Completed
 
 SERVER = Path(__file__).with_name("fork_server.py")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import Completed, run
 from orchestrator.images.build import build_image
 from orchestrator.images.cache import cache_folder
@@ -20,6 +19,7 @@ from orchestrator.images.recipe import recipes_folder
 from orchestrator.images.wheels import build_wheelhouse, source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.lab.build import role_variables
+from orchestrator.lab.lab import build_ssh
 from tests.lab.conftest import LabHost, own_lab
 
 ANSIBLE = source_tree() / "ansible"

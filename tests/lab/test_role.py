@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.lab import build_ssh
 from orchestrator.host.run import run
 from orchestrator.images.cache import cache_folder
 from orchestrator.images.wheels import build_wheelhouse, source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from orchestrator.lab.build import role_variables
+from orchestrator.lab.lab import build_ssh
 from tests.lab.conftest import LabHost
 from tests.lab.test_recovery import await_new, check_unnoticed, look
 
