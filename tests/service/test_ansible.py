@@ -611,6 +611,84 @@ def test_the_key_is_never_shown() -> None:
     assert of_keys[0]["ansible.builtin.copy"]["mode"] == "0600"
 
 
+FLEET = ANSIBLE / "roles/nohype_fleet"
+FLEET_REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"nohype_fleet_name": "Host_1"}, "nohype_fleet_name must have 1 to 59 characters of a-z, 0-9 and inner hyphens: Host_1"),
+    ({"nohype_fleet_address": "10.0.0.1/24"}, "nohype_fleet_address is neither a host name nor an address: 10.0.0.1/24"),
+    ({"nohype_fleet_port": 80}, "nohype_fleet_port must be between 1024 and 65000: 80"),
+    ({"nohype_fleet_id": 0}, "nohype_fleet_id must be between 100 and 59999: 0"),
+    ({"nohype_fleet_page_size": "4M"}, "value of nohype_fleet_page_size must be one of: 2M, 1G, got: 4M"),
+    ({"nohype_paths": {"socket": "/run/x.sock"}}, "nohype_paths.socket cannot be set on a host of a fleet"),
+    ({"nohype_fleet_settings": {"a": 1}}, "unable to convert to list"),
+]
+
+
+def play_fleet(folder: Path, inventory: Mapping[str, Any], *words: str) -> str:
+    """The output of fleet.yml, which has refused and changed nothing."""
+    (folder / "inventory.json").write_text(json.dumps(inventory))
+    argv = [find_ansible(), f"--inventory={folder}/inventory.json", *words, ANSIBLE / "fleet.yml"]
+    done = run(argv, env={**build_environment(ANSIBLE, folder), "ANSIBLE_ANY_ERRORS_FATAL": "0"}, timeout=500, check=False)
+    assert done.status
+    assert not re.search("changed=[1-9]", done.stdout)
+    return done.stdout.replace('\\"', '"')
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("variables", "said"), FLEET_REFUSED)
+def test_fleet_role_refuses_before_it_changes_anything(tmp_path: Path, variables: dict[str, Any], said: str) -> None:
+    host = {"ansible_connection": "local", "ansible_become": False, **NEEDED, **variables}
+    groups = {"nohype_hosts": {"hosts": {"server1": host}}, "nohype_fleet_controller": {"hosts": {"server1": {}}}}
+    assert said in play_fleet(tmp_path, groups)
+
+
+def test_fleet_role_configures_all_machines_together(tmp_path: Path) -> None:
+    """Files that name the hosts of one --limit would take the others out of the fleet."""
+    local = {"ansible_connection": "local", "ansible_become": False}
+    hosts = {"hosts": {"server1": local, "server2": local}}
+    groups = {"nohype_hosts": hosts, "nohype_fleet_controller": {"hosts": {"server2": {}}}}
+    assert "Slurm's files need server2 too: run the playbook without --limit" in play_fleet(tmp_path, groups, "--limit=server1")
+    groups["nohype_fleet_controller"] = hosts
+    assert "the group nohype_fleet_controller with one machine" in play_fleet(tmp_path, groups)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_refused"), [("ClusterName=nohype\n", False), ("ClusterName=physics\n", True), (None, False)]
+)
+def test_fleet_role_leaves_another_cluster_alone(tmp_path: Path, text: str | None, is_refused: bool) -> None:  # noqa: FBT001
+    tasks = yaml.safe_load((FLEET / "tasks/variables.yml").read_text())[-2:]
+    tasks[0]["ansible.builtin.slurp"]["src"] = str(tmp_path / "slurm.conf")
+    if text:
+        (tmp_path / "slurm.conf").write_text(text)
+    done = play(tmp_path, tasks, {}, check=False)
+    assert ("is that of another cluster" in done.stdout) == bool(done.status) == is_refused
+
+
+def test_slurmd_is_confined_and_waits_for_the_vfs(tmp_path: Path) -> None:
+    """The unit of slurmd, and that of the VFs, run on a device in a folder."""
+    files = [str(ROLE / "defaults/main.yml"), str(FLEET / "vars/main.yml")]
+    uplinks = [{"name": "nic0"}, {"name": "nic1", "edge": "vepa"}, {"name": "eth0", "edge": "macvtap-vepa"}]
+    tasks = [
+        {
+            "ansible.builtin.template": {
+                "src": str(FLEET / f"templates/nohype-{name}@.service.j2"),
+                "dest": str(tmp_path / name),
+            },
+            "vars": {"nohype_vfs_per_uplink": 3},
+        }
+        for name in ("slurmd", "vfs")
+    ]
+    play(tmp_path, tasks, {**NEEDED, "nohype_uplinks": uplinks}, vars_files=files)
+    slurmd = (tmp_path / "slurmd").read_text()
+    assert "\nCPUAffinity=0-1\n" in slurmd
+    assert "nohyped.service nohype-vfs@nic0.service nohype-vfs@nic1.service\n" in slurmd
+    [line] = re.findall("^ExecStart=/bin/sh -ec '(.*)'$", (tmp_path / "vfs").read_text(), re.MULTILINE)
+    script = line.replace("/sys/class/net/%i/device", str(tmp_path)).replace("$$", "$")
+    for before, after in (("0", "3"), ("2", "2")):  # those that exist stay
+        (tmp_path / "sriov_numvfs").write_text(f"{before}\n")
+        run(["/bin/sh", "-ec", script])
+        assert (tmp_path / "sriov_numvfs").read_text().strip() == after
+
+
 OPENVSWITCH = ANSIBLE / "roles/nohype_openvswitch"
 
 

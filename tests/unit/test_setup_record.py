@@ -47,10 +47,10 @@ def fill(path: str, item: Any) -> str:
     return re.sub(r"\{\{.*?\}\}", "*", path)
 
 
-def find_written() -> list[str]:
+def find_written(role: Path = ROLE) -> list[str]:
     """Paths of the role's tasks; a loop's list of texts is filled in, anything else in braces becomes `*`."""
     found = []
-    tasks = [task for file in (ROLE / "tasks").glob("*.yml") for task in yaml.safe_load(file.read_text())]
+    tasks = [task for file in (role / "tasks").glob("*.yml") for task in yaml.safe_load(file.read_text())]
     for task in tasks:
         for name, field in WRITING.items():
             arguments = task.get(f"ansible.builtin.{name}")
@@ -74,6 +74,18 @@ def test_every_path_that_the_role_writes_is_recorded() -> None:
         in_tree = any(path.startswith(f"{tree}/") for tree in variables["nohype_trees"] if tree != "/etc/nohype")
         assert in_tree or any(fnmatch(name, path) for name in recorded), path
     assert {"/usr/local/bin/nohype", "/usr/local/bin/nohyped"} <= set(recorded)
+
+
+def test_every_path_that_the_fleet_role_writes_is_recorded() -> None:
+    role = ROLE.with_name("nohype_fleet")
+    variables = yaml.safe_load((role / "vars/main.yml").read_text())
+    recorded = [*variables["nohype_fleet_plain_paths"], "/etc/systemd/system/multi-user.target.wants/nohype-vfs@nic0.service"]
+    [units] = re.findall(r"'\^\(\.\*\)\$', '(\S+)'\) }}", (role / "tasks/files.yml").read_text())
+    recorded.append(units.replace("\\\\1", "node1"))
+    written = [path for path in find_written(role) if not path.startswith("*")]
+    assert len(written) > 10
+    for path in written:
+        assert any(fnmatch(name, path) for name in recorded), path
 
 
 class Server:
