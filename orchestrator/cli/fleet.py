@@ -11,7 +11,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.fleet_guests import cancel, list_guests, logs, show, submit
-from orchestrator.cli.fleet_hosts import drain, hosts, orphans, resume
+from orchestrator.cli.fleet_hosts import drain, hosts, orphans, requeue, resume
 from orchestrator.cli.fleet_step import step
 from orchestrator.cli.fleet_view import draw_map, metrics
 from orchestrator.cli.output import json_option, print_json, say
@@ -32,7 +32,7 @@ def fleet() -> None:
     """Run guests on many hosts, which Slurm chooses."""
 
 
-for command in (submit, list_guests, show, logs, cancel, hosts, drain, resume, orphans, metrics, draw_map, step):
+for command in (submit, list_guests, show, logs, cancel, hosts, drain, resume, requeue, orphans, metrics, draw_map, step):
     fleet.add_command(command)
 
 

@@ -20,6 +20,12 @@ def _fleet(module: str) -> Any:
     return importlib.import_module(f"orchestrator.fleet.{module}")
 
 
+quotas_option = click.option(
+    "--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
+    help="File with the quotas of the tenants.",
+)  # fmt: skip
+
+
 def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         command = click.option("--timeout", type=Seconds(0), metavar="SECONDS",
@@ -42,8 +48,10 @@ def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
               help="End the guest by this time, such as 2030-01-31T18:00 (local) or 2030-01-31T18:00Z. Withdraw it if it cannot "
                    "start in time: --minutes before, or else one minute.")  # fmt: skip
 @click.option("--tenant", metavar="NAME", help="Count the guest against the quota of this tenant.")
-@click.option("--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
-              help="File with the quotas of the tenants.")  # fmt: skip
+@quotas_option
+@click.option(
+    "--requeue", is_flag=True, help="Let `nohype fleet requeue` start the guest on another host after the loss of its host."
+)
 @wait_options("the guest has reported ready, and fail if it ends before")
 @json_option
 def submit(
@@ -55,6 +63,7 @@ def submit(
     deadline: str | None,
     tenant: str | None,
     quotas: Path,
+    requeue: bool,
     wait: bool,
     timeout: float | None,
     as_json: bool,
@@ -71,7 +80,9 @@ def submit(
     """
     _check_wait(wait=wait, timeout=timeout)
     work = _fleet("submit")
-    wish = work.read_wish(build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "")
+    wish = work.read_wish(
+        build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "", requeue=requeue
+    )
     quota = () if tenant is None else (_fleet("quota").read_quota(quotas, tenant),)
     click.echo(f"guest id: {wish.guest_id}", err=True)
     job = work.submit(wish, *quota)

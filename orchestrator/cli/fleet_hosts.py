@@ -1,4 +1,4 @@
-"""`nohype fleet hosts`, `drain`, `resume` and `orphans`."""
+"""`nohype fleet hosts`, `drain`, `resume`, `requeue` and `orphans`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.fleet_guests import quotas_option
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 
@@ -59,6 +60,29 @@ def resume(name: str, *, force: bool, as_json: bool) -> None:
     HOST is as for `nohype fleet drain`. A host that is in use stays as it is.
     """
     _print_nodes(importlib.import_module("orchestrator.fleet.drain").resume(name, force=force), as_json=as_json)
+
+
+@click.command()
+@click.argument("host")
+@click.option("--host-is-off", is_flag=True, required=True, help="You have made sure that the host is off, and stays off.")
+@quotas_option
+@json_option
+def requeue(host: str, *, host_is_off: bool, quotas: Path, as_json: bool) -> int:
+    """Start the guests of a lost host elsewhere.
+
+    Slurm cannot distinguish a host that is off from a host that is cut off and still runs its guests, which would run twice.
+    Switch HOST off first (power, BMC). The command submits the lost guests that were submitted with --requeue, with the same
+    request and a new id. Repeating the command starts no guest twice. Exit status 1 if a guest could not be submitted.
+    """
+    assert host_is_off
+    outcomes = importlib.import_module("orchestrator.fleet.requeue").requeue(host, quotas)
+    if as_json:
+        print_json([asdict(outcome) for outcome in outcomes])
+    elif outcomes:
+        print_table([("NAME", "JOB", "OUTCOME"), *((outcome.name, outcome.job or "-", outcome.outcome) for outcome in outcomes)])
+    else:
+        say(f"no guest was lost with host {host}")
+    return int(any(outcome.failed for outcome in outcomes))
 
 
 @click.command()

@@ -297,6 +297,11 @@ def update_node(name: str, *settings: str) -> None:
     _run(["scontrol", "update", f"NodeName={name}", *settings])
 
 
+def read_script(number: int) -> str:
+    """The script of a job, also after its end. Raises NotFound if the controller does not know the job any more."""
+    return _run(["scontrol", "write", "batch_script", str(number), "-"])
+
+
 def retry(call: Callable[[], Value], seconds: float) -> Value:
     """Repeats a call for this long while the controller does not respond. Raises Unreachable."""
     deadline = time.monotonic() + seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -34,6 +34,8 @@ _UNSUPPORTED = {
 _FOREVER = "UNLIMITED"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 NO_QUOTA = Quota()
+HEADER = "# nohype: "
+"""Begins the line of a job script with what the guest's request does not have."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Wish:
         group: no two guests of a group run on the same host; None for no group.
         deadline: at which Slurm ends the guest, or withdraws it if it could not start in time (UTC, ISO 8601); None for none.
         tenant: whose quota it is counted against; empty for a guest of the operators.
+        requeue: whether it may be started on another host, once an operator has stated that its host is off.
     """
 
     request: GuestRequest
@@ -55,6 +58,7 @@ class Wish:
     group: str | None = None
     deadline: str | None = None
     tenant: str = ""
+    requeue: bool = False
 
     @property
     def guest_id(self) -> str:
@@ -95,7 +99,7 @@ def parse_deadline(text: str) -> str:
 
 def read_wish(
     fields: Mapping[str, Any], features: Sequence[str] = (), minutes: int | None = None, *, group: str | None = None,
-    deadline: str | None = None, tenant: str = "",
+    deadline: str | None = None, tenant: str = "", requeue: bool = False,
 ) -> Wish:  # fmt: skip
     """Checks the fields of a request; adds a guest id if it has none. Raises RequestError."""
     complete = {**fields, "id": fields.get("id") or str(uuid4())}
@@ -118,7 +122,7 @@ def read_wish(
     if group is not None:
         find_slot(group)  # checks the name
     limit = parse_deadline(deadline) if deadline is not None else None
-    return Wish(request, complete, tuple(features), minutes, group, limit, tenant)
+    return Wish(request, complete, tuple(features), minutes, group, limit, tenant, requeue)
 
 
 def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
@@ -192,7 +196,8 @@ def build_options(wish: Wish) -> list[str]:
 def build_script(wish: Wish) -> str:
     """The request is the input of the job step; JSON has no line breaks, so no line of it ends the input early."""
     text = json.dumps(wish.fields)
-    return f"#!/bin/sh\nexec {FOLDER}/nohype-job <<'REQUEST'\n{text}\nREQUEST\n"
+    more = {field.name: getattr(wish, field.name) for field in fields(wish) if field.name not in ("request", "fields")}
+    return f"#!/bin/sh\n{HEADER}{json.dumps(more)}\nexec {FOLDER}/nohype-job <<'REQUEST'\n{text}\nREQUEST\n"
 
 
 def find_reasons(wish: Wish, nodes: Sequence[slurm.NodeState]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import pytest
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
 from tests.harness.fleet_kills import run_kills
-from tests.harness.slurm import Cluster, running
+from tests.harness.slurm import Cluster, FleetHost, running
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and an overlay")]
 
@@ -229,6 +229,42 @@ def test_guest_created_at_a_host_is_reported_and_ended_by_the_operator_only(clus
     assert not cluster.guests()
     cluster.wait_for(lambda: find_node(cluster, node)["check"] is None, "the check")
     cluster.manage("fleet", "resume", node)
+    cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
+
+
+def lose_host(cluster: Cluster, host: FleetHost) -> None:
+    """As by a loss of power: slurmd, job scripts and guests of the host are gone. The records stay."""
+    cluster.kill_host(host)
+    for guest in host.served.client.guests():
+        host.served.client.delete(guest["name"])
+
+
+def test_guests_of_a_lost_host_are_requeued_if_the_host_is_off_and_they_allow_it(cluster: Cluster) -> None:
+    first, second = cluster.hosts
+    nodes = ",".join(node.name for node in first.nodes)
+    cluster.run("scontrol", "update", f"NodeName={nodes}", "State=DRAIN", "Reason=test")
+    submit(cluster, "allowed", "--requeue", "--id", "order-5")
+    submit(cluster, "forbidden")
+    cluster.run("scontrol", "update", f"NodeName={nodes}", "State=RESUME")
+    cluster.wait_for(lambda: cluster.guests() == {"allowed": ["host2"], "forbidden": ["host2"]}, "the guests")
+    refused = cluster.nohype("fleet", "requeue", "host2", "--host-is-off", check=False)
+    assert "host host2 is not off: slurmd responds to the controller on host2-n0, host2-n1" in refused.stderr
+    assert cluster.nohype("fleet", "requeue", "host2", check=False).status == 2, "the operator must state it"
+    lose_host(cluster, second)
+    cluster.wait_for(lambda: show(cluster, "allowed")["state"] == "NODE_FAIL", "the loss of the host", timeout=180)
+    assert not cluster.guests(), "Slurm itself starts none again"
+    for expected in ("requeued as job", "already requeued as job"):
+        found = json.loads(cluster.nohype("fleet", "requeue", "host2", "--host-is-off", "--json").stdout)
+        outcomes = {guest["name"]: guest["outcome"] for guest in found}
+        assert outcomes["allowed"].startswith(expected)
+        assert outcomes["forbidden"] == "not requeued: submitted without --requeue"
+    cluster.wait_for(lambda: cluster.guests() == {"allowed": ["host1"]}, "the guest on the other host")
+    assert not cluster.find_violations()
+    for node in second.nodes:
+        cluster.start_slurmd(node.name)
+    cluster.nohype("fleet", "cancel", "allowed")
+    cluster.wait_for(lambda: not cluster.guests(), "the end of the guest")
+    cluster.wait_for(lambda: not cluster.find_records(), "the check of the host that has returned")
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
 
 

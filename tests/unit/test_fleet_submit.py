@@ -156,8 +156,8 @@ def test_deadline_that_cannot_be_kept_is_refused_but_a_guest_is_found_after_it(m
 def test_script_contains_the_request_on_one_line(cmdline: str) -> None:
     script = submit.build_script(submit.read_wish({**FIELDS, "cmdline": cmdline}))
     lines = script.splitlines()
-    assert [lines[0], lines[1], lines[3]] == ["#!/bin/sh", "exec /etc/slurm/nohype-job <<'REQUEST'", "REQUEST"]
-    assert json.loads(lines[2])["cmdline"] == cmdline
+    assert [lines[0], lines[2], lines[4]] == ["#!/bin/sh", "exec /etc/slurm/nohype-job <<'REQUEST'", "REQUEST"]
+    assert json.loads(lines[3])["cmdline"] == cmdline
 
 
 @pytest.mark.parametrize(
