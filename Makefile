@@ -7,7 +7,7 @@ VENV := .venv
 PACKAGES := python3 python3-venv python3-libvirt mmdebstrap debian-archive-keyring e2fsprogs fdisk iproute2 mount util-linux cpio mtools \
 	zstd openssh-client qemu-utils nftables mandoc
 
-.PHONY: demo test soak test-quick bench-peers picture lint format check-golden references man docs dist deb doctor setup clean
+.PHONY: demo demo-fleet test soak test-quick bench-peers picture lint format check-golden references man docs dist deb doctor setup clean
 
 DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.json
 
@@ -15,6 +15,12 @@ DEMO := $(VENV)/bin/nohype demo $(if $(KEEP),--keep) --report build/demo/report.
 demo: setup
 	@$(DEMO) || { [ $$? = 3 ] && echo "the lab was lost (see above): trying once more in a new lab" \
 	  && $(VENV)/bin/nohype lab down demo && $(DEMO); }
+
+DEMO_FLEET := $(VENV)/bin/nohype demo --fleet --report build/demo/fleet.json
+
+# two labs as the hosts of a fleet (docs/lab.md); a lost lab as above
+demo-fleet: setup
+	@$(DEMO_FLEET) || { [ $$? = 3 ] && echo "a lab was lost (see above): trying once more in new labs" && $(DEMO_FLEET); }
 
 # all tests but the long ones; those of the lab write to build/lab-tests.log meanwhile
 test: setup $(VENV)/browser
