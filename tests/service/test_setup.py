@@ -107,8 +107,6 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_system_is_configured_and_restored(server: Server) -> None:
-    profiles = server.root / "etc/apparmor.d/libvirt"
-    profiles.mkdir(parents=True)
     before = server.look()
     server.play("playbooks/host.yml", "--check", "--diff")
     assert server.look() == before, "check mode changes nothing"
@@ -117,6 +115,11 @@ def test_a_system_is_configured_and_restored(server: Server) -> None:
     now = server.look()
     assert any("libvirt-daemon-system" in line for line in now.keys() - before.keys())
     assert "changed=0" in server.play("playbooks/host.yml").stdout, "nothing is left to do"
+    profiles = server.root / "etc/apparmor.d/libvirt"
+    made = [folder for folder in (profiles, profiles.parent) if not folder.exists()]
+    profiles.mkdir(parents=True, exist_ok=True)
+    for name in (_PROFILE, f"{_PROFILE}.files"):  # of a deleted guest, as libvirt leaves them behind
+        (profiles / name).touch()
     edited = server.root / "etc/sysctl.d/60-nohype.conf"
     text = edited.read_text()
     edited.write_text(text + "# of the operator\n")
@@ -124,9 +127,10 @@ def test_a_system_is_configured_and_restored(server: Server) -> None:
     assert done.status
     assert "/etc/sysctl.d/60-nohype.conf was changed since" in done.stdout
     edited.write_text(text)
-    for name in (_PROFILE, f"{_PROFILE}.files"):  # of a deleted guest, as libvirt leaves them behind
-        (profiles / name).touch()
     server.play("undo.yml")
+    for folder in made:
+        if folder.exists():
+            folder.rmdir()  # fails if a profile is left
     left = server.look()
     assert {name: left.get(name) for name in {*left, *before} if left.get(name) != before.get(name)} == {}
     assert "holds no record" in server.play("undo.yml", check=False).stdout
