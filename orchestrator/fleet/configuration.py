@@ -118,7 +118,7 @@ def find_differences(
 ) -> tuple[str, ...]:
     """What the two files say of this host that differs from what it has, one sentence per difference.
 
-    Features that the operator added are no difference, and neither is a network of the host that the file does not have.
+    Features that the operator added are accepted, and also a network of the host that the file does not have.
     """
     return tuple(_compare(nodes, host, _parse(node_file), _list_files(_parse(gres_file)), networks))
 

@@ -12,7 +12,7 @@ from orchestrator.fleet.slurm import SAVE_SECONDS
 
 
 class Report:
-    """The entries of a job. The guest does not depend on them, so a controller that does not respond is no error."""
+    """The entries of a job. The guest does not depend on them: a controller that does not respond is ignored."""
 
     def __init__(self, job: int, guest_id: str, entries: Iterable[Entry]) -> None:
         self._job, self._guest_id, self._entries = job, guest_id, list(entries)
