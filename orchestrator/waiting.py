@@ -1,4 +1,4 @@
-"""Polling with a deadline."""
+"""Polling and repeating with a deadline."""
 
 from __future__ import annotations
 
@@ -15,3 +15,18 @@ def wait_until(read: Callable[[], Value], accept: Callable[[Value], object] = bo
     while not accept(value := read()) and time.monotonic() < deadline:
         time.sleep(interval)
     return value
+
+
+def retry(call: Callable[[], Value], errors: tuple[type[Exception], ...], *, timeout: float, interval: float) -> Value:
+    """Returns what ``call`` returns. Repeats it for ``timeout`` seconds while it raises one of ``errors``, then raises the last.
+
+    An error with an attribute ``wait``, in seconds, prolongs the interval before the next call.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return call()
+        except errors as error:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(max(interval, getattr(error, "wait", 0.0)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from orchestrator import waiting
 from orchestrator.errors import CommandError, Forbidden, NotFound, OrchestratorError
 from orchestrator.fleet.apart import parse_slots
 from orchestrator.fleet.journal import Entry, What, build_comment, parse_comment
@@ -304,14 +304,7 @@ def read_script(number: int) -> str:
 
 def retry(call: Callable[[], Value], seconds: float) -> Value:
     """Repeats a call for this long while the controller does not respond. Raises Unreachable."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except Unreachable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_RETRY_SECONDS)
+    return waiting.retry(call, (Unreachable,), timeout=seconds, interval=_RETRY_SECONDS)
 
 
 def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator import waiting
 from orchestrator.client import Client
 from orchestrator.client.host_shapes import Host
 from orchestrator.client.shapes import Guest
@@ -295,14 +296,7 @@ def find_records_without_job(folder: Path) -> tuple[Record, ...]:
 
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:
     """Repeats a call for this long while the manager does not respond, or is busy."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except (ManagerUnreachable, TooMany, LostRace) as error:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(max(RETRY_SECONDS, getattr(error, "wait", 0.0)))
+    return waiting.retry(call, (ManagerUnreachable, TooMany, LostRace), timeout=seconds, interval=RETRY_SECONDS)
 
 
 def summarize(error: OrchestratorError) -> str:
