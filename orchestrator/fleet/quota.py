@@ -19,8 +19,6 @@ from orchestrator.errors import NotFound, QuotaExceeded, RequestError
 from orchestrator.fleet.slurm import Use
 from orchestrator.values import NAME, Size
 
-FILE = Path("/etc/nohype/fleet.toml")
-
 
 def _check_size(text: str) -> str:
     try:

@@ -192,7 +192,7 @@ def parse_jobs(text: str) -> Iterator[Job]:
             )  # fmt: skip
 
 
-def read_uses(tenant: str) -> tuple[Use, ...]:
+def read_tenant_uses(tenant: str) -> tuple[Use, ...]:
     """What the guests of a tenant that have not ended have, or wait for."""
     words = ["squeue", "--noheader", f"--partition={PARTITION}", f"--account={tenant}", f"--Format={_USE_FIELDS}"]
     return tuple(parse_uses(_run(words)))

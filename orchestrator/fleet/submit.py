@@ -139,7 +139,7 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
         if job := _find(wish):
             return _release(wish, quota, job)
         if wish.tenant:
-            check_quota(wish.tenant, quota, wish.use, slurm.read_uses(wish.tenant))
+            check_quota(wish.tenant, quota, wish.use, slurm.read_tenant_uses(wish.tenant))
         _check_room(wish, slurm.read_nodes())
         _check_deadline(wish)
         _submit_once(wish)
@@ -270,7 +270,7 @@ def _release(wish: Wish, quota: Quota, job: slurm.Job) -> slurm.Job:
 
 
 def _release_once(wish: Wish, quota: Quota, job: slurm.Job) -> None:
-    uses = slurm.retry(lambda: slurm.read_uses(wish.tenant), CONTROLLER_SECONDS)
+    uses = slurm.retry(lambda: slurm.read_tenant_uses(wish.tenant), CONTROLLER_SECONDS)
     try:
         check_quota(wish.tenant, quota, wish.use, [use for use in uses if use.number < job.number])
     except QuotaExceeded:

@@ -28,7 +28,7 @@ class Controller:
         monkeypatch.setattr(slurm, "check_version", lambda: None)
         monkeypatch.setattr(slurm, "read_nodes", lambda: (NODE,))
         monkeypatch.setattr(slurm, "read_jobs", lambda name="": tuple(job for job in self.jobs if name in ("", job.name)))
-        monkeypatch.setattr(slurm, "read_uses", lambda tenant: tuple(
+        monkeypatch.setattr(slurm, "read_tenant_uses", lambda tenant: tuple(
             Use(job.number, 1, 256, 1) for job in self.jobs if job.tenant == tenant and not job.has_ended
         ))  # fmt: skip
         monkeypatch.setattr(slurm, "submit_job", self.accept)
