@@ -119,7 +119,16 @@ def _build_row(use: Any) -> Sequence[object]:
     node = use.node
     amounts = (f"{use.cores}/{node.cores}", f"{use.memory}/{node.memory}M", f"{use.vfs}/{node.vfs}")
     features = ",".join(node.features)
-    return (node.name, node.state.lower(), len(use.places), *amounts, features, node.since or "-", node.by or "-", _explain(node))
+    return (
+        node.name,
+        node.state.lower(),
+        len(use.places),
+        *amounts,
+        features,
+        node.since or "-",
+        node.by or "-",
+        node.explanation or "-",
+    )
 
 
 def _print_nodes(nodes: Sequence[Any], *, as_json: bool) -> None:
@@ -127,10 +136,5 @@ def _print_nodes(nodes: Sequence[Any], *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(node) for node in nodes])
     else:
-        rows = ((node.name, node.state.lower(), node.since or "-", node.by or "-", _explain(node)) for node in nodes)
+        rows = ((node.name, node.state.lower(), node.since or "-", node.by or "-", node.explanation or "-") for node in nodes)
         print_table([("HOST", "STATE", "SINCE", "BY", "REASON"), *rows])
-
-
-def _explain(node: Any) -> str:
-    check = f"check failed: {node.check}" if node.check else ""
-    return "; ".join(filter(None, (node.reason, check))) or "-"

@@ -64,7 +64,7 @@ def resume(name: str, *, force: bool = False) -> tuple[slurm.NodeState, ...]:
         node for node in select_nodes(name, slurm.read_nodes()) if node.is_drained or node.state.startswith(("DOWN", "FAIL"))
     ]
     for node in nodes:
-        if node.state.endswith("*"):
+        if node.is_silent:
             hint = f"check `systemctl status slurmd` on the host and its network; then run `nohype fleet resume {name}`"
             raise Conflict(f"slurmd of {node.name} does not respond to the controller", hint)
         if node.check and not force:

@@ -18,6 +18,7 @@ from orchestrator.errors import CommandError, Conflict, OrchestratorError, Reque
 from orchestrator.fleet import slurm
 from orchestrator.fleet.drain import select_nodes
 from orchestrator.fleet.quota import read_quota
+from orchestrator.fleet.steps import summarize
 from orchestrator.fleet.submit import HEADER, NO_QUOTA, Wish, submit
 from orchestrator.model.request import parse_guest_request
 from orchestrator.waiting import wait_until
@@ -27,7 +28,6 @@ END_SECONDS = 120.0
 _POLL_SECONDS = 2.0
 _WORKERS = 8
 _LOST = "NODE_FAIL"
-_SILENT = "*"  # after the state of a node that does not respond: sinfo(1), node state codes
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def requeue(host: str, quotas: Path) -> tuple[Outcome, ...]:
         OrchestratorError: the controller does not respond, or has not noticed the loss within END_SECONDS.
     """
     nodes = _select_host(host, slurm.read_nodes())
-    if alive := [node.name for node in nodes if not node.state.endswith(_SILENT)]:
+    if alive := [node.name for node in nodes if not node.is_silent]:
         hint = "wait until `nohype fleet hosts` shows that it does not respond; on a host that runs, use `nohype fleet cancel`"
         raise Conflict(f"host {host} is not off: slurmd responds to the controller on {', '.join(alive)}", hint)
     names = {node.name for node in nodes}
@@ -105,5 +105,5 @@ def _requeue_guest(lost: slurm.Job, again: slurm.Job | None, quotas: Path) -> Ou
         quota = read_quota(quotas, wish.tenant) if wish.tenant else NO_QUOTA
         job = submit(replace(wish, fields={**wish.fields, "id": derive_id(lost.guest_id)}), quota)
     except OrchestratorError as error:
-        return Outcome(lost.name, 0, f"not requeued: {' '.join(str(error).split())}", failed=True)
+        return Outcome(lost.name, 0, f"not requeued: {summarize(error)}", failed=True)
     return Outcome(lost.name, job.number, f"requeued as job {job.number}")

@@ -151,9 +151,18 @@ class NodeState:
         return self.state.startswith("DRAIN")
 
     @property
+    def is_silent(self) -> bool:
+        """Its slurmd does not respond: Slurm marks this with * (sinfo(1), node state codes)."""
+        return self.state.endswith("*")
+
+    @property
     def responds(self) -> bool:
-        """Slurm marks a node that does not respond with * (sinfo(1), node state codes)."""
-        return not self.state.endswith("*") and not self.state.startswith("DOWN")
+        return not self.is_silent and not self.state.startswith("DOWN")
+
+    @property
+    def explanation(self) -> str:
+        """Why no guest is started there, and what its check found."""
+        return "; ".join(filter(None, (self.reason, f"{CHECK_FAILED}{self.check}" if self.check else "")))
 
 
 def check_version() -> None:
