@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,20 +30,14 @@ def metrics(*, file: Path | None) -> None:
     except OrchestratorError as error:
         text, failure = texts.write_down(), error
     if file:
-        _replace(file, text)
+        try:
+            _fleet("files").replace_file(file, text)  # its part is not read: the collector reads *.prom only
+        except OSError as error:
+            raise HostError(f"cannot write {file}", errno=error.errno or 0) from None
     else:
         click.echo(text, nl=False)
     if failure:
         raise failure
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}")  # the collector reads *.prom only
-    try:
-        part.write_text(text)
-        part.replace(file)
-    except OSError as error:
-        raise HostError(f"cannot write {file}", errno=error.errno or 0) from None
 
 
 @click.command("map")

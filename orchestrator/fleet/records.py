@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.errors import HostError
+from orchestrator.fleet.files import replace_file, sync_folder
 
 FOLDER = Path("/var/lib/nohype/fleet")
 
@@ -29,18 +29,10 @@ class Record:
 def write_record(folder: Path, record: Record) -> None:
     """On the disk when it returns. Raises HostError."""
     path = _path(folder, record.node, record.job)
-    part = path.with_suffix(".part")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with part.open("w") as file:
-            json.dump(asdict(record), file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(path)
-        _sync(folder)
+        replace_file(path, json.dumps(asdict(record)))
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)  # a full disk: no later write replaces the file of this job
         raise HostError(f"cannot write the record {path}", errno=error.errno or 0) from None
 
 
@@ -80,18 +72,10 @@ def remove_record(folder: Path, record: Record) -> None:
         return
     try:
         path.unlink(missing_ok=True)
-        _sync(folder)
+        sync_folder(folder)
     except OSError as error:
         raise HostError(f"cannot remove the record {path}", errno=error.errno or 0) from None
 
 
 def _path(folder: Path, node: str, job: int) -> Path:
     return folder / f"{node}.{job:d}.json"
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
