@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.fleet_guests import cancel, list_guests, logs, show, submit
 from orchestrator.cli.fleet_hosts import drain, hosts, orphans, requeue, resume
+from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.cli.fleet_step import step
 from orchestrator.cli.fleet_view import draw_map, metrics
 from orchestrator.cli.output import json_option, print_json, say
@@ -20,11 +19,6 @@ from orchestrator.values import Size
 
 _FILES = ("slurm.conf", "nohype-nodes.conf", "gres.conf", "nohype-prolog", "nohype-job", "nohype-epilog", "nohype-check")
 _folder = click.Path(path_type=Path)
-
-
-def _fleet(module: str) -> Any:
-    """Loaded when it is used, so that the commands for one host reach neither pydantic nor programs of the host."""
-    return importlib.import_module(f"orchestrator.fleet.{module}")
 
 
 @click.group()
@@ -63,7 +57,7 @@ def config(
     append those of each host. The other files are the same on all hosts with the same options. With --check, exit status 1 if
     the files differ from what the host has.
     """
-    node, files = _fleet("node"), _fleet("configuration")
+    node, files = load_fleet("node"), load_fleet("configuration")
     nodes = node.build_nodes(client.host(), files.check_host_name(host), Size.parse(page_size) if page_size else None)
     networks = [network["name"] for network in client.networks()]
     if checked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,15 +9,10 @@ from typing import Any
 
 import click
 
+from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.cli.request_options import build_request, request_options
 from orchestrator.cli.seconds import Seconds
-
-
-def _fleet(module: str) -> Any:
-    """Loaded when it is used, so that the commands for one host reach neither pydantic nor programs of the host."""
-    return importlib.import_module(f"orchestrator.fleet.{module}")
-
 
 quotas_option = click.option(
     "--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
@@ -79,14 +73,14 @@ def submit(
     stays in the fleet.
     """
     _check_wait(wait=wait, timeout=timeout)
-    work = _fleet("submit")
+    work = load_fleet("submit")
     wish = work.read_wish(
         build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "", requeue=requeue
     )
-    quota = () if tenant is None else (_fleet("quota").read_quota(quotas, tenant),)
+    quota = () if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)
     click.echo(f"guest id: {wish.guest_id}", err=True)
     job = work.submit(wish, *quota)
-    _show(_fleet("follow").wait_ready(name, wish.guest_id, timeout) if wait else job, as_json=as_json)
+    _show(load_fleet("follow").wait_ready(name, wish.guest_id, timeout) if wait else job, as_json=as_json)
 
 
 @click.command("list")
@@ -96,7 +90,7 @@ def list_guests(*, as_json: bool) -> None:
 
     Guests that have ended within the last hour are included.
     """
-    jobs = _fleet("slurm").read_jobs()
+    jobs = load_fleet("slurm").read_jobs()
     if as_json:
         print_json([asdict(job) for job in jobs])
     elif jobs:
@@ -117,7 +111,7 @@ def show(name: str, *, as_json: bool) -> None:
 
     The reason is why it waits, or why it has ended.
     """
-    _show(_fleet("submit").find_job(name), as_json=as_json)
+    _show(load_fleet("submit").find_job(name), as_json=as_json)
 
 
 @click.command()
@@ -129,7 +123,7 @@ def logs(name: str, *, as_json: bool) -> None:
     What Slurm and the guest's host reported, for an hour after its end. Of long reports the oldest are left out. More is in the
     journal of the host (`journalctl -t nohype-fleet`), and in the events of its manager (`nohype events`).
     """
-    entries = _fleet("follow").read_log(_fleet("submit").find_job(name))
+    entries = load_fleet("follow").read_log(load_fleet("submit").find_job(name))
     if as_json:
         print_json([asdict(entry) for entry in entries])
     else:
@@ -147,9 +141,9 @@ def cancel(name: str, *, wait: bool, timeout: float | None, as_json: bool) -> No
     request.
     """
     _check_wait(wait=wait, timeout=timeout)
-    job = _fleet("submit").cancel(name)
+    job = load_fleet("submit").cancel(name)
     if wait:
-        job = _fleet("follow").wait_ended(name, job.guest_id, timeout)
+        job = load_fleet("follow").wait_ended(name, job.guest_id, timeout)
     if as_json:
         print_json(asdict(job))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from orchestrator.cli.connection import client_option
 from orchestrator.cli.fleet_guests import quotas_option
+from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 
@@ -27,7 +27,7 @@ def hosts(*, as_json: bool) -> None:
     the hosts are not asked. An asterisk after the state: the node does not respond. For a node that is drained or down, the
     reason, and when and by whom it was set. What the last health check of the host has found is added to the reason.
     """
-    uses = importlib.import_module("orchestrator.fleet.use").read_uses()
+    uses = load_fleet("use").read_uses()
     if as_json:
         print_json([{**asdict(use.node), "used": _describe_use(use)} for use in uses])
     elif uses:
@@ -46,7 +46,7 @@ def drain(name: str, reason: str, *, as_json: bool) -> None:
     Guests that run there keep running. HOST is a host, or one of its NUMA nodes such as host1-n0. Only root and the account of
     Slurm's controller may drain hosts. The command returns after 6 s, when the controller has saved the request.
     """
-    _print_nodes(importlib.import_module("orchestrator.fleet.drain").drain(name, reason), as_json=as_json)
+    _print_nodes(load_fleet("drain").drain(name, reason), as_json=as_json)
 
 
 @click.command()
@@ -59,7 +59,7 @@ def resume(name: str, *, force: bool, as_json: bool) -> None:
     Refused while slurmd of the host does not respond, and while the health check of the host fails, which runs every minute.
     HOST is as for `nohype fleet drain`. A host that is in use stays as it is.
     """
-    _print_nodes(importlib.import_module("orchestrator.fleet.drain").resume(name, force=force), as_json=as_json)
+    _print_nodes(load_fleet("drain").resume(name, force=force), as_json=as_json)
 
 
 @click.command()
@@ -75,7 +75,7 @@ def requeue(host: str, *, host_is_off: bool, quotas: Path, as_json: bool) -> int
     request and a new id. Repeating the command starts no guest twice. Exit status 1 if a guest could not be submitted.
     """
     assert host_is_off
-    outcomes = importlib.import_module("orchestrator.fleet.requeue").requeue(host, quotas)
+    outcomes = load_fleet("requeue").requeue(host, quotas)
     if as_json:
         print_json([asdict(outcome) for outcome in outcomes])
     elif outcomes:
@@ -98,7 +98,7 @@ def orphans(end: str | None, records: Path, *, as_json: bool, client: Client) ->
     the guest of a job that the controller has forgotten. Slurm gives their resources to other guests, which the host then
     refuses. Run the command as root on the host.
     """
-    work = importlib.import_module("orchestrator.fleet.check")
+    work = load_fleet("check")
     found = [work.end_orphan(client, records, end)] if end else work.find_orphans(client, records)
     if as_json:
         print_json([asdict(orphan) for orphan in found])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.client import Client
 from orchestrator.errors import OrchestratorError
 from orchestrator.values import Size
@@ -47,7 +47,7 @@ def site_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @client_option
     @functools.wraps(command)
     def run(*, host: str, page_size: str, configuration: Path, records: Path, client: Client, **options: Any) -> None:
-        steps = importlib.import_module("orchestrator.fleet.steps")
+        steps = load_fleet("steps")
         command(site=steps.Site(client, host, Size.parse(page_size), configuration, records), **options)
 
     return run
@@ -59,7 +59,7 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @site_options
     @functools.wraps(command)
     def run(*, site: Any) -> None:
-        steps = importlib.import_module("orchestrator.fleet.steps")
+        steps = load_fleet("steps")
         node, job = os.environ.get("SLURMD_NODENAME", ""), os.environ.get("SLURM_JOB_ID", "")
         if not node or not job.isdigit():
             raise click.UsageError("SLURMD_NODENAME and SLURM_JOB_ID are not set: Slurm runs this command")
@@ -132,9 +132,9 @@ def check(site: Any) -> None:
     if not node:
         raise click.UsageError("SLURMD_NODENAME is not set: give the name of the node with it")
     try:
-        checked = importlib.import_module("orchestrator.fleet.check").check_host(site, node)
+        checked = load_fleet("check").check_host(site, node)
     except OrchestratorError as error:
-        _log(f"{node} was not checked: {' '.join(str(error).split())}")
+        _log(f"{node} was not checked: {load_fleet('steps').summarize(error)}")
         sys.exit(1)
     for record in checked.ended:
         _log(f"guest {record.name} of job {record.job} was ended: the controller does not know the job")

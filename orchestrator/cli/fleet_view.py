@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 
+from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.errors import HostError, OrchestratorError
-
-
-def _fleet(module: str) -> Any:
-    return importlib.import_module(f"orchestrator.fleet.{module}")
 
 
 @click.command()
@@ -24,14 +21,14 @@ def metrics(*, file: Path | None) -> None:
     They are what Slurm's controller knows; the metrics of a host come from its manager. If the controller does not respond, the
     text is `nohype_fleet_up 0` and the exit status 1.
     """
-    texts, failure = _fleet("metrics"), None
+    texts, failure = load_fleet("metrics"), None
     try:
-        text = texts.write_metrics(_fleet("use").read_uses(), _fleet("slurm").read_jobs())
+        text = texts.write_metrics(load_fleet("use").read_uses(), load_fleet("slurm").read_jobs())
     except OrchestratorError as error:
         text, failure = texts.write_down(), error
     if file:
         try:
-            _fleet("files").replace_file(file, text)  # its part is not read: the collector reads *.prom only
+            load_fleet("files").replace_file(file, text)  # its part is not read: the collector reads *.prom only
         except OSError as error:
             raise HostError(f"cannot write {file}", errno=error.errno or 0) from None
     else:
@@ -50,4 +47,6 @@ def draw_map(*, file: TextIO) -> None:
     a host as its manager knows it.
     """
     draw = importlib.import_module("orchestrator.cli.fleet_svg").draw_fleet
-    file.write("".join(draw(_fleet("use").read_uses(), len([job for job in _fleet("slurm").read_jobs() if not job.node]))))
+    file.write(
+        "".join(draw(load_fleet("use").read_uses(), len([job for job in load_fleet("slurm").read_jobs() if not job.node])))
+    )
