@@ -31,10 +31,7 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 \
   PIP_NO_INDEX=1 PIP_NO_CACHE_DIR=1 PIP_FIND_LINKS=/srv/wheels PIP_CONFIG_FILE=/dev/null \
   chroot $root sh -c "cd /srv/tree && $5"
 """
-_TREE = (
-    "orchestrator", "tests", "ansible", "guest-images", "examples", "docs", "benchmarks", "Makefile", "README.md", "CHANGELOG.md",
-    "CONTRIBUTING.md", "setup.cfg", "pyproject.toml", "ruff.toml", "LICENSE", ".yamllint",
-)  # fmt: skip
+_NOT_COPIED = (".git", ".venv", "build", "dist")
 
 
 def read_packages() -> list[str]:
@@ -48,8 +45,7 @@ def read_requirements() -> tuple[str, ...]:
     """What `make setup` installs with pip, except libvirt-python, which is Debian's, and what pip builds this package with."""
     config = configparser.ConfigParser()
     config.read(source_tree() / "setup.cfg")
-    extras = config["options.extras_require"]
-    lines = "\n".join([config["options"]["install_requires"], extras["host"], extras["lab"], extras["test"], "setuptools>=77"])
+    lines = "\n".join([config["options"]["install_requires"], *config["options.extras_require"].values(), "setuptools>=77"])
     names = (line.strip() for line in lines.splitlines() if line.strip())
     return tuple(name for name in names if not name.startswith(("libvirt-python", "nohype-orchestrator")))
 
@@ -75,7 +71,7 @@ def build_debian13(folder: Path) -> Debian13:
     cache, packages, requirements = cache_folder(), [*read_packages(), "make", "git"], read_requirements()
 
     def fetch(place: Path) -> None:
-        run([sys.executable, "-m", "pip", *build_download(requirements, place)], timeout=900)
+        run([sys.executable, "-m", "pip", *build_download(requirements, place, "3.13")], timeout=900)
 
     def build(place: Path) -> None:
         make_root(place / "root", packages, cache=cache, log=cache / "log" / "debian13.log")
@@ -85,5 +81,5 @@ def build_debian13(folder: Path) -> Debian13:
     for name in ("upper", "work", "root", "tree"):
         (folder / name).mkdir()
     tree = source_tree()
-    run(["cp", "-a", *(tree / name for name in _TREE if (tree / name).exists()), folder / "tree"], timeout=300)
+    run(["cp", "-a", *(path for path in tree.iterdir() if path.name not in _NOT_COPIED), folder / "tree"], timeout=300)
     return Debian13(root, folder / "tree", wheels, folder)
