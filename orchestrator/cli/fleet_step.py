@@ -69,7 +69,7 @@ def _step_options(command: Callable[..., Any]) -> Callable[..., Any]:
             line = steps.summarize(error)
             _log(f"{command.__name__} of job {job} on {node}: {line}")
             if command.__name__ == "prolog":
-                steps.report_error(int(job), steps.What.REFUSED, error)
+                steps.report_error(node, int(job), steps.What.REFUSED, error)
             if command.__name__ != "job":
                 steps.drain(node, f"{command.__name__} of job {job}: {line}")
             sys.exit(1)
@@ -116,7 +116,7 @@ def job(steps: Any, site: Any, node: str, job: int) -> None:
         steps.stop_guest(site.client, fields["name"], fields["id"], _STOP_SECONDS)
         sys.exit(_TERMINATED)
     except OrchestratorError as error:
-        steps.report_error(job, steps.What.FAILED, error)
+        steps.report_error(node, job, steps.What.FAILED, error)
         raise
 
 

@@ -21,6 +21,7 @@ from orchestrator.fleet.steps import (
     Site,
     check_configuration,
     end_guest,
+    find_abandoned_records,
     find_records_without_job,
     retry_manager,
 )  # fmt: skip
@@ -128,7 +129,7 @@ def _check(site: Site, ended: list[Record]) -> Iterator[str]:
     except OrchestratorError as error:
         yield error.message
     try:
-        for record in find_records_without_job(site.records):
+        for record in find_abandoned_records(site.records):
             try:
                 end_guest(site, record, CHECK_SECONDS)
                 ended.append(record)

@@ -34,8 +34,7 @@ _REQUESTED_VFS = re.compile(r"(?:^|,)gres[:/]vf[:=](\d+)")  # newer versions pri
 _VFS = re.compile(r"(?:^|,)vf:(\d+)")
 _UNREACHABLE = re.compile("unable to contact slurm controller|connection refused|socket timed out|timed out after", re.IGNORECASE)
 _QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%a|%Q|%V|%S|%e|%r|%k", "%N|%T|%z|%m|%G|%f|%u|%H|%E"
-_NAME_WIDTH = 80
-_USE_FIELDS = "JobID:20,NumTasks:20,MinMemory:20,tres-per-node:1000"
+_NAME_WIDTH, _USE_FIELDS = 80, "JobID:20,NumTasks:20,MinMemory:20,tres-per-node:1000"
 _CHECK_FIELDS = f"NodeList:{_NAME_WIDTH},Comment:1024"
 _ENVIRONMENT = {"TZ": "UTC0", "SLURM_TIME_FORMAT": "standard"}
 CHECK_PASSED, CHECK_FAILED = "check passed", "check failed: "
@@ -217,7 +216,7 @@ def parse_uses(text: str) -> Iterator[Use]:
 
 
 def read_allocation(number: int) -> Allocation:
-    """What a running job has. Raises NotFound if the controller does not know the job, or has not allocated anything."""
+    """Raises NotFound if the controller does not know the job, or has not given it a place, CommandError if it is not a guest."""
     return parse_allocation(number, _run(["scontrol", "show", "job", "--details", str(number)]))
 
 
@@ -231,9 +230,10 @@ def parse_allocation(number: int, text: str) -> Allocation:
     found = _ALLOCATION.findall(text)
     name = re.search(rf"\bJobName=({NAME})(?:\s|$)", text)
     comment = re.search(r"^\s*Comment=(\S.*)", text, re.MULTILINE)
-    if len(found) != 1 or not name or not comment:
-        hint = "submit guests with `nohype fleet submit`; run `scontrol show job --details` to see the job"
-        raise NotFound(f"job {number} is not a guest of the fleet with resources on one node", hint)
+    if not found:
+        raise NotFound(f"job {number} does not have a place on a host", "run `nohype fleet list`")
+    if len(found) > 1 or not name or not comment:
+        raise CommandError(f"job {number} is not a guest of the fleet with resources on one node", "use `nohype fleet submit`")
     node, cpus, memory, gres = found[0]
     vfs = ",".join(_VF.findall(gres))
     return Allocation(node, CpuSet.parse(cpus), CpuSet.parse(vfs), int(memory), name[1], *parse_comment(comment[1].rstrip(" ")))

@@ -7,7 +7,7 @@ job script was killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +65,32 @@ class Site:
         return found, build_nodes(found, self.host, self.page_size)
 
 
-def run_prolog(site: Site, node_name: str, job: int) -> Record:
+def read_allocation(node_name: str, job: int) -> slurm.Allocation | None:
+    """What the controller gave the job on this node; None if it forgot that, and may have started the job on another node."""
+    with suppress(NotFound):
+        allocation = slurm.retry(lambda: slurm.read_allocation(job), CONTROLLER_SECONDS)
+        return allocation if allocation.node == node_name else None
+    return None
+
+
+def run_prolog(site: Site, node_name: str, job: int) -> Record | None:
     """Admits a job: the configuration is that of the host, the place is free in the manager, and pages and VFs exist.
 
     A guest that the controller has forgotten is ended if it has the place.
 
-    Raises OrchestratorError if not. Slurm then takes the node out of use, with the job held.
+    Returns None, and records nothing, for a job that the controller forgot to have started here: it would end the job if this
+    failed, also where it runs now. Its job script starts no guest.
+
+    Raises OrchestratorError if the job is not admitted. Slurm then takes the node out of use, and ends the job.
     """
+    allocation = read_allocation(node_name, job)
+    if allocation is None:
+        return None
     host, nodes = retry_manager(site.read_nodes, PROLOG_SECONDS)
     check_configuration(site, nodes)
     node = next((node for node in nodes if node.name == node_name), None)
     if node is None:
         raise HostError(f"node {node_name} is not a node of host {site.host}", "check --host in nohype-prolog")
-    allocation = slurm.retry(lambda: slurm.read_allocation(job), CONTROLLER_SECONDS)
-    if allocation.node != node_name:
-        raise HostError(f"job {job} is allocated on {allocation.node}, not on {node_name}")
     record = Record(node_name, job, allocation.name, allocation.guest_id)
     try:
         check_record(site, record)
@@ -166,11 +177,11 @@ def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any]) -> 
     Raises OrchestratorError if it cannot be started, or is quarantined.
     """
     _, nodes = retry_manager(site.read_nodes, EPILOG_SECONDS)
-    allocation = slurm.retry(lambda: slurm.read_allocation(job), CONTROLLER_SECONDS)
-    node = next((node for node in nodes if node.name == node_name == allocation.node), None)
+    allocation = read_allocation(node_name, job)
+    node = next((node for node in nodes if node.name == node_name), None)
     name, guest_id = str(fields["name"]), str(fields["id"])
-    if node is None or (name, guest_id) != (allocation.name, allocation.guest_id):
-        raise HostError(f"job {job} on {node_name} is not guest {name} ({guest_id}) of host {site.host}")
+    if node is None or allocation is None or (name, guest_id) != (allocation.name, allocation.guest_id):
+        raise HostError(f"the controller did not start guest {name} ({guest_id}) as job {job} on {node_name}, or forgot it")
     request = build_request(fields, node, allocation)
     guest = retry_manager(lambda: site.client.create(request), EPILOG_SECONDS)
     report = Report(job, guest_id, allocation.entries)
@@ -275,7 +286,7 @@ def end_guests_without_job(site: Site) -> tuple[Record, ...]:
     slurmd ends a forgotten job that still runs. After a reboot, or if all of Slurm was killed, only the records are left.
     Raises OrchestratorError if the controller or the manager does not respond; then the guests keep running.
     """
-    records = find_records_without_job(site.records)
+    records = find_abandoned_records(site.records)
     for record in records:
         end_guest(site, record, CHECK_SECONDS)
     return records
@@ -294,6 +305,25 @@ def find_records_without_job(folder: Path) -> tuple[Record, ...]:
     )  # fmt: skip
 
 
+def find_abandoned_records(folder: Path) -> tuple[Record, ...]:
+    """As `find_records_without_job`, without those whose job still has a process here: slurmd ends it, and runs its Epilog.
+
+    The Epilog needs the record. A process that is started later learns from the controller that the job is forgotten.
+    """
+    records = find_records_without_job(folder)
+    jobs = set(find_jobs_with_processes()) if records else set()
+    return tuple(record for record in records if (record.node, record.job) not in jobs)
+
+
+def find_jobs_with_processes(proc: Path = Path("/proc")) -> Iterator[tuple[str, int]]:
+    """Node and job of each process on this host that belongs to one; slurmd and its steps set both variables."""
+    for path in proc.glob("[0-9]*/environ"):
+        with suppress(OSError):  # it ended
+            words = dict(word.partition(b"=")[::2] for word in path.read_bytes().split(b"\0"))
+            if (job := words.get(b"SLURM_JOB_ID", b"")).isdigit():
+                yield words.get(b"SLURMD_NODENAME", b"").decode(errors="replace"), int(job)
+
+
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:
     """Repeats a call for this long while the manager does not respond, or is busy."""
     return waiting.retry(call, (ManagerUnreachable, TooMany, LostRace), timeout=seconds, interval=RETRY_SECONDS)
@@ -310,8 +340,8 @@ def drain(node_name: str, reason: str) -> None:
         slurm.update_node(node_name, "State=DRAIN", f"Reason={reason}"[:200])
 
 
-def report_error(job: int, what: What, error: OrchestratorError) -> None:
+def report_error(node_name: str, job: int, what: What, error: OrchestratorError) -> None:
     """Stores the reason with the job, where `nohype fleet show` reads it. A controller that does not respond never learns it."""
     with suppress(OrchestratorError):
-        allocation = slurm.read_allocation(job)
-        Report(job, allocation.guest_id, allocation.entries).add(make_entry(what, summarize(error)))
+        if allocation := read_allocation(node_name, job):
+            Report(job, allocation.guest_id, allocation.entries).add(make_entry(what, summarize(error)))

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from orchestrator.errors import NotFound
+from orchestrator.errors import CommandError, NotFound
 from orchestrator.fleet import slurm
 from orchestrator.values import CpuSet
 
@@ -69,7 +69,7 @@ def parse_places(texts: Iterable[str], threads: dict[str, int]) -> Iterator[tupl
             continue
         try:
             found = slurm.parse_allocation(0, text)
-        except NotFound:
+        except (NotFound, CommandError):
             continue  # a job that is not a guest
         if count := threads.get(found.node):
             cores = CpuSet.of({cpu // count for cpu in found.cpus})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,13 +146,35 @@ def test_prolog_refuses_a_vf_that_is_gone(site: steps.Site, served: Served, monk
         steps.run_prolog(site, NODE, JOB)
 
 
-def test_prolog_refuses_without_a_manager_and_without_files(site: steps.Site, tmp_path: Path) -> None:
+def test_prolog_refuses_without_a_manager_and_without_files(
+    site: steps.Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(OrchestratorError, match="manager"):
         steps.run_prolog(replace(site, client=Client(tmp_path / "none.sock")), NODE, JOB)
     with pytest.raises(HostError, match="cannot read .*nohype-nodes.conf"):
         steps.run_prolog(replace(site, configuration=tmp_path / "none"), NODE, JOB)
+    monkeypatch.setattr(slurm, "read_allocation", lambda _job: replace(ALLOCATION, node="a-n9"))
     with pytest.raises(HostError, match="a-n9 is not a node of host a"):
         steps.run_prolog(site, "a-n9", JOB)
+
+
+def _forget(_job: int) -> slurm.Allocation:
+    raise NotFound("scontrol: Invalid job id specified")
+
+
+@pytest.mark.parametrize("answer", [_forget, lambda _job: replace(ALLOCATION, node="a-n0")], ids=["forgotten", "elsewhere"])
+def test_job_that_the_controller_started_elsewhere_is_left_to_it(
+    site: steps.Site, entries: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, answer: Callable[[int], slurm.Allocation]
+) -> None:
+    """A Prolog that fails has the controller end the job, also where it runs; a note would be that of the other start."""
+    monkeypatch.setattr(slurm, "read_allocation", answer)
+    assert steps.run_prolog(site, NODE, JOB) is None
+    assert read_record(site.records, NODE, JOB) is None
+    with pytest.raises(HostError, match=f"did not start guest web .* as job 7 on {NODE}, or forgot it") as error:
+        steps.run_job(site, NODE, JOB, FIELDS)
+    steps.report_error(NODE, JOB, steps.What.FAILED, error.value)
+    assert not site.client.guests()
+    assert not entries
 
 
 @pytest.fixture
@@ -171,7 +195,7 @@ def run_job(site: steps.Site) -> threading.Thread:
         try:
             steps.run_job(site, NODE, JOB, FIELDS)
         except OrchestratorError as error:
-            steps.report_error(JOB, steps.What.FAILED, error)
+            steps.report_error(NODE, JOB, steps.What.FAILED, error)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -230,7 +254,7 @@ def test_guest_that_cannot_be_started_is_noted(site: steps.Site, entries: list[t
 
 
 def test_job_of_another_guest_is_refused(site: steps.Site) -> None:
-    with pytest.raises(HostError, match="not guest web"):
+    with pytest.raises(HostError, match="did not start guest web"):
         steps.run_job(site, NODE, JOB, {**FIELDS, "id": "order-2"})
     assert not site.client.guests()
 
@@ -333,6 +357,22 @@ def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, mo
     assert steps.end_guests_without_job(site) == (record(),)
     assert not site.client.guests()
     assert not steps.find_records_without_job(site.records)
+
+
+def test_forgotten_job_whose_script_still_runs_is_left_to_its_epilog(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its record, the Epilog would not end a guest that the script is about to start."""
+    monkeypatch.setattr(slurm, "write_comment", lambda _node, _text: None)
+    monkeypatch.setattr(slurm, "read_job", lambda _number: None)
+    for node, found in (("a-n0", (record(),)), (NODE, ())):
+        steps.run_prolog(site, NODE, JOB)
+        environment = {"SLURM_JOB_ID": str(JOB), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"]}
+        with subprocess.Popen(["sleep", "1000"], env=environment) as script:
+            try:
+                assert steps.end_guests_without_job(site) == found
+                assert check_host(site, NODE).ended == ()
+            finally:
+                script.kill()
+    assert steps.end_guests_without_job(site) == (record(),)
 
 
 def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,12 +57,15 @@ def test_indexes_of_vfs_are_read(gres: str, expected: str) -> None:
     assert found.vfs == CpuSet.parse(expected)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [SHOWN.replace("CPU_IDs", "CPUs"), SHOWN.replace("Comment=", "Comment2="), SHOWN.replace("JobName=web", "JobName=Web X"), ""],
-)
+@pytest.mark.parametrize("text", [SHOWN.replace("Comment=", "Comment2="), SHOWN.replace("JobName=web", "JobName=Web X")])
 def test_job_that_is_not_a_guest_is_refused(text: str) -> None:
-    with pytest.raises(NotFound, match="job 1 is not a guest of the fleet"):
+    with pytest.raises(CommandError, match="job 1 is not a guest of the fleet"):
+        slurm.parse_allocation(1, text)
+
+
+@pytest.mark.parametrize("text", [SHOWN.replace("CPU_IDs", "CPUs"), ""])
+def test_job_without_a_place_is_not_found(text: str) -> None:
+    with pytest.raises(NotFound, match="job 1 does not have a place"):
         slurm.parse_allocation(1, text)
 
 
