@@ -1,6 +1,6 @@
 """Kills controller, slurmds, managers and job scripts of a fleet at random, many times, and checks for losses.
 
-    .venv/bin/python benchmarks/fleet_kills.py [--rounds 200] [--seed 1]
+    .venv/bin/python benchmarks/fleet_kills.py [--rounds 200] [--seed 1] [--logs DIR]
 
 Requires root. Real munge, slurmctld and slurmd in namespaces, a real manager in front of each of two fake hosts
 (tests/harness/fleet_kills.py). One program is killed per round; in addition managers kill themselves in the middle of changes.
@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.harness.fleet_kills import Outcome, run_kills
-from tests.harness.slurm import STEPS_LOG, running
+from tests.harness.slurm import Cluster, running
 
 
 def main() -> int:
@@ -25,14 +25,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--logs", type=Path, help="folder for the logs of Slurm, of the steps and of the managers")
     arguments = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as cluster:
-        outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
-        if outcome.faults or outcome.drained:
-            print(cluster.run("cat", STEPS_LOG).stdout)
+        try:
+            outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
+        finally:
+            if arguments.logs:
+                save_logs(cluster, arguments.logs)
         report(outcome, time.monotonic() - began)
     return bool(outcome.faults)
+
+
+def save_logs(cluster: Cluster, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in cluster.run("sh", "-c", "ls /var/log/slurm/*.log").stdout.split():
+        (folder / Path(name).name).write_text(cluster.run("cat", name).stdout)
+    for host in cluster.hosts:
+        events = cluster.manage("events", "--json", host=host.name, check=False)
+        (folder / f"{host.name}.events").write_text(events.stdout or events.stderr)
 
 
 def report(outcome: Outcome, seconds: float) -> None:

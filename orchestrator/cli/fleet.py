@@ -17,7 +17,10 @@ from orchestrator.cli.output import json_option, print_json, say
 from orchestrator.client import Client
 from orchestrator.values import Size
 
-_FILES = ("slurm.conf", "nohype-nodes.conf", "gres.conf", "nohype-prolog", "nohype-job", "nohype-epilog", "nohype-check")
+_FILES = (
+    "slurm.conf", "nohype-start", "nohype-nodes.conf", "gres.conf",
+    "nohype-prolog", "nohype-job", "nohype-epilog", "nohype-check",
+)  # fmt: skip
 _folder = click.Path(path_type=Path)
 
 
@@ -71,6 +74,7 @@ def config(
     size, path = str(Size(nodes[0].page_size)), program or shutil.which("nohype") or "/usr/bin/nohype"
     texts = {
         "slurm.conf": files.build_common(controller, group),
+        files.START_FILE: files.build_start(),
         files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port), networks),
         files.GRES_FILE: files.build_gres_lines(nodes),
         **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog", "check")},

@@ -14,7 +14,7 @@ from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
 FOLDER = "/etc/slurm"
-NODES_FILE, GRES_FILE = "nohype-nodes.conf", "gres.conf"
+NODES_FILE, GRES_FILE, START_FILE = "nohype-nodes.conf", "gres.conf", "nohype-start"
 FIRST_PORT = 17000
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._/+-]+")
@@ -25,7 +25,7 @@ SlurmctldHost={controller}
 SlurmUser=slurm
 AuthType=auth/munge
 CredType=cred/munge
-StateSaveLocation=/var/lib/slurm/slurmctld
+StateSaveLocation={state}
 SlurmdSpoolDir=/var/lib/slurm/slurmd.%n
 SlurmctldPidFile=/run/slurmctld.pid
 SlurmdPidFile=/run/slurmd.%n.pid
@@ -51,6 +51,8 @@ KillWait=30
 MinJobAge=3600
 # A guest that has an identity must not be started a second time by the controller.
 JobRequeue=0
+# A guest is started once, also if the controller forgets that it has started it.
+PrologSlurmctld={folder}/{start}
 PrologFlags=Alloc
 Prolog={folder}/nohype-prolog
 Epilog={folder}/nohype-epilog
@@ -61,6 +63,35 @@ HealthCheckNodeState=ANY,CYCLE
 MailProg=/bin/true
 Include {folder}/{nodes}
 PartitionName=guests Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO AllowGroups={group} State=UP
+"""
+_STATE = "/var/lib/slurm/slurmctld"
+_MARK_DAYS = 30
+"""For which an id can be used once."""
+_START = f"""\
+#!/bin/sh
+# The controller runs this when it has given a place to a guest, before the host learns of it (PrologSlurmctld). A controller that
+# is killed forgets what it did in the last 5 s, and would start the guest again. A mark per guest id prevents that.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+folder={_STATE}/nohype-started
+separator=$(printf '\\037')
+for attempt in 1 2 3 4 5; do
+    comment=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/ *$//; s/^ *Comment=//p')
+    [ -z "$comment" ] || break
+    sleep 1
+done
+guest=${{comment%%"$separator"*}}
+mark=$folder/$(printf %s "$guest" | sha256sum | cut -c 1-64)
+mkdir -p "$folder"
+find "$folder" -type f -mtime +{_MARK_DAYS} -delete
+if [ -s "$mark" ]; then
+    text="the guest was already started on $(cat "$mark"); the controller was killed and forgot that; use another id"
+elif [ -n "$guest" ] && echo "$SLURM_JOB_NODELIST" > "$mark" && sync "$mark" "$folder" {_STATE}; then
+    exit 0
+else
+    text="the controller cannot store that it starts the guest: check the space in {_STATE}"
+fi
+scontrol update JobId="$SLURM_JOB_ID" Comment="$comment$separator$(date -u +%FT%TZ) refused: $text"
+exit 1
 """
 _STEP = """\
 #!/bin/sh
@@ -85,7 +116,14 @@ def check_host_name(text: str) -> str:
 
 def build_common(controller: str, group: str) -> str:
     """slurm.conf, the same on the controller and all hosts. ``group``: users who may submit guests."""
-    return _COMMON.format(controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE, apart=GRES)
+    return _COMMON.format(
+        controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE, apart=GRES, state=_STATE, start=START_FILE
+    )
+
+
+def build_start() -> str:
+    """The script that the controller runs before each start of a guest; the same on all machines."""
+    return _START
 
 
 def build_node_lines(nodes: Sequence[FleetNode], where: Address, networks: Iterable[str] = ()) -> str:

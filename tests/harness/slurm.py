@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines
+from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
 from orchestrator.fleet.node import FleetNode, build_nodes
 from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
@@ -234,10 +234,11 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
         steps[f"nohype-{step}"] = (
             f"#!/bin/sh\nhost=${{SLURMD_NODENAME%-n*}}\nexport NOHYPE_SOCKET=/run/nohype/$host.sock PYTHONPATH={Path.cwd()}\n"
             f"exec 2>> {STEPS_LOG}\n"
+            f'echo "$(date -u +%T.%3N) $SLURMD_NODENAME: {step} of job $SLURM_JOB_ID" >&2\n'
             f"exec {' '.join(_program())} fleet step {step} --host $host --page-size 2M --records /var/lib/nohype/fleet-$host\n"
         )
     names = "".join(f"{host.address} {host.name}\n" for host in hosts)
-    files = {"etc/slurm.conf": common, "etc/nohype-nodes.conf": nodes, "etc/gres.conf": gres}
+    files = {"etc/slurm.conf": common, "etc/nohype-nodes.conf": nodes, "etc/gres.conf": gres, "etc/nohype-start": build_start()}
     files |= {f"etc/{name}": text for name, text in steps.items()}
     files["hosts"] = f"127.0.0.1 localhost\n{_ADDRESS} {_CONTROLLER}\n{names}"
     for name, text in files.items():

@@ -64,6 +64,45 @@ def test_guest_runs_on_what_slurm_allocated_and_is_gone_after_cancel(cluster: Cl
     assert not host.served.client.guests()
 
 
+def resume(cluster: Cluster) -> None:
+    for node, state in cluster.node_states().items():
+        if "drain" in state:
+            cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # its state may have changed
+
+
+def test_start_that_the_controller_forgets_is_not_repeated(cluster: Cluster) -> None:
+    """It saves its state every 5 s; here the guest waits for longer, and starts just before the controller is killed."""
+    for node in cluster.node_names():
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
+    submit(cluster, "once")
+    resume(cluster)
+    cluster.wait_for(lambda: cluster.guests(), "the guest")
+    starts = [life.start for host in cluster.hosts for life in host.served.world.hypervisor.lives()]
+    cluster.kill_controller()
+    cluster.start_controller()
+    resume(cluster)  # it may have forgotten this, too
+    cluster.wait_for(lambda: show(cluster, "once")["state"] in ("CANCELLED", "RUNNING"), "the decision of the controller")
+    if show(cluster, "once")["state"] == "CANCELLED":
+        assert "the guest was already started on host" in str(show(cluster, "once")["note"])
+        cluster.wait_for(lambda: not cluster.guests(), "the end of the guest")
+    else:  # it was slow, and has saved the start
+        assert [life.start for host in cluster.hosts for life in host.served.world.hypervisor.lives()] == starts
+        cluster.nohype("fleet", "cancel", "once")
+    cluster.wait_idle()
+
+
+def test_second_start_of_a_job_is_refused_by_the_controller(cluster: Cluster) -> None:
+    submit(cluster, "twice")
+    cluster.wait_for(lambda: cluster.guests(), "the guest")
+    number = show(cluster, "twice")["number"]
+    words = (f"SLURM_JOB_ID={number}", "SLURM_JOB_NODELIST=host2-n0", "/etc/slurm/nohype-start")
+    assert cluster.run("env", "--ignore-environment", *words, check=False).status == 1
+    assert "the guest was already started on host1-n0; the controller was killed and forgot that" in str(
+        show(cluster, "twice")["note"]
+    )
+    cluster.nohype("fleet", "cancel", "twice", "--wait")
+
+
 def test_constraint_that_no_host_can_meet_is_refused_with_a_reason_per_node(cluster: Cluster) -> None:
     refused = submit(cluster, "big", "--cores", "4", "--nic", "", "--nic", "", "--feature", "gpu", check=False)
     assert refused.status == 1
