@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fleet_scale_played import PORT
 
 from orchestrator.client.host_shapes import Host
-from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines
+from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
 from orchestrator.fleet.node import build_nodes
 from orchestrator.fleet.submit import build_options, build_script, read_wish
 from orchestrator.host.pci import DEVICES
@@ -170,7 +170,7 @@ def write_files(folder: Path, host: Host, count: int, steps: str, files: str) ->
         line.replace("=NODE ", f"={name} ").replace("Port=0 ", f"Port={port} ") for name, port in zip(names, ports, strict=True)
     ]
     texts = {
-        "etc/slurm.conf": common, "etc/nohype-nodes.conf": "".join(lines),
+        "etc/slurm.conf": common, "etc/nohype-start": build_start(), "etc/nohype-nodes.conf": "".join(lines),
         "etc/gres.conf": "".join(gres.replace("=NODE ", f"={name} ") for name in names),
         "hosts": f"127.0.0.1 localhost\n{ADDRESS} controller\n",
         **{f"etc/nohype-{step}": text for step, text in (build_bash() if steps == "bash" else build_real()).items()},

@@ -95,7 +95,8 @@ def test_second_start_of_a_job_is_refused_by_the_controller(cluster: Cluster) ->
     submit(cluster, "twice")
     cluster.wait_for(lambda: cluster.guests(), "the guest")
     number = show(cluster, "twice")["number"]
-    words = (f"SLURM_JOB_ID={number}", "SLURM_JOB_NODELIST=host2-n0", "/etc/slurm/nohype-start")
+    comment = cluster.run("squeue", "--noheader", "--name=twice", "--format=%k").stdout.strip()
+    words = (f"SLURM_JOB_ID={number}", f"SLURM_JOB_COMMENT={comment}", "SLURM_JOB_NODELIST=host2-n0", "/etc/slurm/nohype-start")
     assert cluster.run("env", "--ignore-environment", *words, check=False).status == 1
     assert "the guest was already started on host1-n0; the controller was killed and forgot that" in str(
         show(cluster, "twice")["note"]

@@ -177,3 +177,19 @@ def test_full_disk_of_a_host_refuses_a_guest_and_loses_none(cluster: Cluster, fo
         cluster.run("scancel", "--user=nohype-fleet")
         cluster.wait_for(lambda: set(cluster.node_states().values()) <= {"idle", "drained"}, "the end of the jobs")
         resume(cluster)
+
+
+def test_full_disk_of_the_controller_refuses_a_guest_and_loses_none(cluster: Cluster) -> None:
+    """It cannot store that it starts a guest. The small disk is only for that, so that its log and state are not lost."""
+    start(cluster, "first")
+    marks = "/var/lib/slurm/slurmctld/nohype-started"
+    cluster.run("mount", "-t", "tmpfs", "-o", "size=4k,nr_inodes=1", "tmpfs", marks)
+    try:
+        submit(cluster, "second")
+        cluster.wait_for(lambda: show(cluster, "second")["state"] == "CANCELLED", "the refusal")
+        assert "the controller cannot store that it starts the guest: check the space in" in show(cluster, "second")["note"]
+        assert list(cluster.guests()) == ["first"]
+    finally:
+        cluster.run("umount", marks)
+    start(cluster, "third")
+    assert sorted(cluster.guests()) == ["first", "third"]
