@@ -161,6 +161,12 @@ class Cluster:
             found.setdefault(name, []).append(node)
         return found
 
+    def resume(self) -> None:
+        """Returns drained nodes to use. The state of one may change meanwhile."""
+        for node, state in self.node_states().items():
+            if "drain" in state:
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+
     def find_violations(self) -> list[str]:
         """What a hypervisor has seen that must not happen, such as a core that is given twice."""
         return [f"{host.name}: {violation}" for host in self.hosts for violation in host.served.world.host.violations()]

@@ -64,23 +64,17 @@ def test_guest_runs_on_what_slurm_allocated_and_is_gone_after_cancel(cluster: Cl
     assert not host.served.client.guests()
 
 
-def resume(cluster: Cluster) -> None:
-    for node, state in cluster.node_states().items():
-        if "drain" in state:
-            cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # its state may have changed
-
-
 def test_start_that_the_controller_forgets_is_not_repeated(cluster: Cluster) -> None:
     """It saves its state every 5 s; here the guest waits for longer, and starts just before the controller is killed."""
     for node in cluster.node_names():
         cluster.run("scontrol", "update", f"NodeName={node}", "State=DRAIN", "Reason=test")
     submit(cluster, "once")
-    resume(cluster)
+    cluster.resume()
     cluster.wait_for(lambda: cluster.guests(), "the guest")
     starts = [life.start for host in cluster.hosts for life in host.served.world.hypervisor.lives()]
     cluster.kill_controller()
     cluster.start_controller()
-    resume(cluster)  # it may have forgotten this, too
+    cluster.resume()  # it may have forgotten this, too
     cluster.wait_for(lambda: show(cluster, "once")["state"] in ("CANCELLED", "RUNNING"), "the decision of the controller")
     if show(cluster, "once")["state"] == "CANCELLED":
         assert "the guest was already started on host" in str(show(cluster, "once")["note"])

@@ -60,12 +60,6 @@ def use_only(cluster: Cluster, node: str) -> None:
             cluster.run("scontrol", "update", f"NodeName={other}", "State=DRAIN", "Reason=test")
 
 
-def resume(cluster: Cluster) -> None:
-    for name, found in cluster.node_states().items():
-        if "drain" in found:
-            cluster.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
-
-
 def wait_down(cluster: Cluster, node: str) -> None:
     cluster.wait_for(lambda: cluster.node_states()[node].startswith("down"), f"{node} is down", timeout=120)
 
@@ -176,7 +170,7 @@ def test_full_disk_of_a_host_refuses_a_guest_and_loses_none(cluster: Cluster, fo
         cluster.start_slurmd(node)
         cluster.run("scancel", "--user=nohype-fleet")
         cluster.wait_for(lambda: set(cluster.node_states().values()) <= {"idle", "drained"}, "the end of the jobs")
-        resume(cluster)
+        cluster.resume()
 
 
 def test_full_disk_of_the_controller_refuses_a_guest_and_loses_none(cluster: Cluster) -> None:
