@@ -67,11 +67,16 @@ PartitionName=guests Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=NO All
 _STATE = "/var/lib/slurm/slurmctld"
 _MARK_DAYS = 30
 """For which an id can be used once."""
+_WAIT_SECONDS = 20
+"""From the start of the controller to that of the first guest: slurmd reports its jobs, ends them, and runs their Epilogs."""
 _START = f"""\
 #!/bin/sh
 # The controller runs this when it has given a place to a guest, before the host learns of it (PrologSlurmctld). A controller that
 # is killed forgets what it did in the last 5 s, and would start the guest again. A mark per guest id prevents that.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# A restarted controller gives the numbers of forgotten jobs to others. Hosts must have ended these jobs before: a host refuses a
+# job whose number it has, and Slurm then ends the guest.
+while age=$(ps -o etimes= -p "$PPID") && [ "$age" -lt {_WAIT_SECONDS} ]; do sleep 1; done
 folder={_STATE}/nohype-started
 separator=$(printf '\\037')
 mark=$folder/${{SLURM_JOB_COMMENT%%"$separator"*}}
