@@ -9,7 +9,6 @@ Prints a line per round, then counts. Exits with 1 if a guest was lost, doubled 
 
 import argparse
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.harness.fleet_kills import Outcome, run_kills
+from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, running
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--logs", type=Path, help="folder for the logs of Slurm, of the steps and of the managers")
     arguments = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as cluster:
+    with large_folder("kills") as folder, running(folder) as cluster:
         try:
             outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
         finally:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
 
 from tests.harness.debian13 import Debian13, build_debian13
+from tests.harness.large_folder import large_folder
 
 pytestmark = [
     pytest.mark.soak,
@@ -21,14 +19,11 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Debian13]:
-    folder = Path(mkdtemp(prefix="nohype-debian13-", dir="/var/tmp"))
-    try:
+    with large_folder("debian13") as folder:
         place = build_debian13(folder)
         done = place.run("make setup", timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         yield place
-    finally:
-        shutil.rmtree(folder)
 
 
 def test_interpreter_and_libvirt_are_those_of_debian_13(installed: Debian13) -> None:

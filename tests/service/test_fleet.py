@@ -15,6 +15,7 @@ import pytest
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
 from tests.harness.fleet_kills import run_kills
+from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, FleetHost, running
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and an overlay")]
@@ -25,10 +26,8 @@ SEED = int(os.environ.get("NOHYPE_FLEET_SEED", "1"))
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    from tempfile import TemporaryDirectory
-
     # On the disk: memory is small in many containers, and an overlay must not be the upper layer of another one.
-    with TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as fleet:
+    with large_folder("cluster") as folder, running(folder) as fleet:
         yield fleet
 
 

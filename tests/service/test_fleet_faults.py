@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 
 from orchestrator.host.run import Completed
+from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, FleetHost, running
 
 pytestmark = [
@@ -23,7 +22,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Cluster]:
     # On the disk: memory is small in many containers, and an overlay must not be the upper layer of another one.
-    with TemporaryDirectory(dir="/var/tmp") as folder, running(Path(folder)) as found:
+    with large_folder("cluster-faults") as folder, running(folder) as found:
         yield found
 
 

@@ -19,12 +19,13 @@ from orchestrator.fleet.configuration import find_differences
 from orchestrator.fleet.node import build_nodes
 from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
-from orchestrator.images.cache import cache_folder, remove_tree
+from orchestrator.images.cache import cache_folder
 from orchestrator.images.wheels import build_wheelhouse, source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
 from tests.fakes.server import Server
 from tests.harness.api_server import Served, open_to_all, serve
 from tests.harness.crash import World
+from tests.harness.large_folder import large_folder
 from tests.service.test_setup import Server as Machine
 from tests.service.test_setup import build_root
 
@@ -85,11 +86,11 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     build_wheelhouse(source_tree(), cache_folder(), progress=print)
     with ExitStack() as stack:
         machines, served = [], []
-        first = Path(f"/var/tmp/nohype-test-fleet-{os.getpid()}-1")  # noqa: S108 (of root)
+        roots = stack.enter_context(large_folder("fleet"))
+        first = roots / "1"
         for number in (1, 2):
-            root, folder = first.with_name(f"{first.name[:-1]}{number}"), tmp_path / f"host{number}"
+            root, folder = roots / str(number), tmp_path / f"host{number}"
             folder.mkdir()
-            stack.callback(remove_tree, root)
             if number == 1:
                 run(["cp", "--archive", "--reflink=auto", origin, root], timeout=600)
                 machine = Machine(root, folder)

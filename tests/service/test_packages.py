@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from release.dist import build_dist
 from release.units import ROLE, build_units
 from tests.harness.crash import World
 from tests.harness.guests import create, open_manager
+from tests.harness.large_folder import large_folder
 
 # Each builds or installs some ten thousand files, and may wait for a build of the lab's root.
 pytestmark = pytest.mark.timeout(1800)
@@ -49,26 +51,33 @@ def chroot(deb: Path) -> Iterator[Chroot]:
     if os.geteuid():
         pytest.skip("needs root for mount and chroot")
     base = build_base(source_tree(), cache_folder(), progress=print)
-    top = Path("/var/tmp") / f"nohype-deb-{os.getpid()}"
-    root = top / "root"
-    for path in (root, top / "upper", top / "work"):
-        path.mkdir(parents=True)
-    options = f"lowerdir={base},upperdir={top}/upper,workdir={top}/work"
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True)
-    try:
+    with large_folder("deb") as top, hold_overlay(base, top) as holder:
+        root = Path(f"/proc/{holder}/root{top}/root")
         shutil.copy(deb, root / "tmp")
 
         def run(*words: str, status: int = 0) -> str:
-            argv = ["chroot", str(root), "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", *words]
+            enter = ["nsenter", f"--target={holder}", "--mount", "chroot", str(top / "root")]
+            argv = [*enter, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", *words]
             done = subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False)
             assert done.returncode == status, done.stdout + done.stderr
             return done.stdout + done.stderr
 
         run.root = root  # type: ignore[attr-defined]
         yield run
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
-        shutil.rmtree(top)
+
+
+@contextmanager
+def hold_overlay(lower: Path, top: Path) -> Iterator[int]:
+    """A process in whose mount namespace ``top``/root is the overlay; it ends with this process, and the mount with it."""
+    for name in ("root", "upper", "work"):
+        (top / name).mkdir()
+    options = f"lowerdir={lower},upperdir={top}/upper,workdir={top}/work"
+    script = f"mount -t overlay overlay -o {options} {top}/root && echo mounted && exec cat"
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "mounted\n"
+        yield process.pid
 
 
 def install(chroot: Chroot, deb: Path) -> str:

@@ -13,9 +13,10 @@ import pytest
 from orchestrator.errors import OrchestratorError
 from orchestrator.host.run import Completed, run
 from orchestrator.images import debian
-from orchestrator.images.cache import build_cached, cache_folder, hash_inputs, remove_tree
+from orchestrator.images.cache import build_cached, cache_folder, hash_inputs
 from orchestrator.images.wheels import build_wheelhouse, source_tree
 from orchestrator.lab.ansible import build_environment, find_ansible
+from tests.harness.large_folder import large_folder
 
 ANSIBLE = source_tree() / "ansible"
 PACKAGES = ("apt", "ca-certificates", "dbus", "python3", "systemd-sysv", "udev")
@@ -98,12 +99,10 @@ def server(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         origin = build_root(request.param, monkeypatch)
     except OrchestratorError as error:
         pytest.skip(f"the root cannot be built: {error.message}")
-    root = Path(f"/var/tmp/nohype-test-setup-{os.getpid()}")  # noqa: S108 (600 MB, of root)
-    run(["cp", "--archive", "--reflink=auto", origin, root], timeout=600)
-    try:
+    with large_folder("setup") as folder:
+        root = folder / "root"
+        run(["cp", "--archive", "--reflink=auto", origin, root], timeout=600)
         yield Server(root, tmp_path)
-    finally:
-        remove_tree(root)
 
 
 def test_a_system_is_configured_and_restored(server: Server) -> None:
