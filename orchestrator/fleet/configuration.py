@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RequestError
 from orchestrator.fleet.apart import GRES, build_gres
-from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode
+from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode, find_host
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
@@ -110,6 +110,10 @@ class Address:
 def check_host_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise RequestError(f"{text!r} is not a host name for Slurm", "use 1 to 59 characters of a-z, 0-9 and inner hyphens")
+    if find_host(text) != text:
+        raise RequestError(
+            f"the host name {text!r} ends as the name of a NUMA node does", "choose one that does not end in -nNUMBER"
+        )
     return text
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 
 from orchestrator.errors import Conflict, NotFound, OrchestratorError, RequestError
 from orchestrator.fleet import slurm
+from orchestrator.fleet.node import find_host
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS
 from orchestrator.waiting import wait_until
 
@@ -19,7 +19,7 @@ _PING_SECONDS = 10.0
 def select_nodes(name: str, nodes: Sequence[slurm.NodeState]) -> tuple[slurm.NodeState, ...]:
     """The node of this name, or all nodes of the host of this name. Raises NotFound."""
     exact = tuple(node for node in nodes if node.name == name)
-    found = exact or tuple(node for node in nodes if re.fullmatch(rf"{re.escape(name)}-n\d+", node.name))
+    found = exact or tuple(node for node in nodes if find_host(node.name) == name)
     if not found:
         raise NotFound(f"the fleet does not have host {name}", "`nohype fleet hosts` shows all hosts")
     return found

@@ -7,6 +7,7 @@ reserved CPUs by its own numbering, which starts at the first core of the host a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from orchestrator.values import CpuSet, PciAddress, Size
 
 SRIOV, EDGE, NETWORK = "sriov", "edge", "network-"
 """Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows."""
+_NUMA = re.compile(r"-n[0-9]+$")
 _NOT_FOR_GUESTS = ("housekeeping", "unusable")
 _NO_VF_EDGES = ("macvtap-vepa", "nft-vepa")
 
@@ -71,6 +73,11 @@ class FleetNode:
             hint = "write the configuration of the host again: `nohype fleet config`"
             raise RequestError(f"Slurm allocated VF {missing[0]} of {self.name}, which has {len(self.vfs)} VFs", hint)
         return tuple(self.vfs[index] for index in indexes)
+
+
+def find_host(node: str) -> str:
+    """The name of the host of a node."""
+    return _NUMA.sub("", node)
 
 
 def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[FleetNode, ...]:

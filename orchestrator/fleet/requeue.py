@@ -6,7 +6,6 @@ Slurm has no fencing: a host that is cut off keeps its guests. Slurm therefore n
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from uuid import NAMESPACE_OID, uuid5
 from orchestrator.errors import CommandError, Conflict, OrchestratorError, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.drain import select_nodes
+from orchestrator.fleet.node import find_host
 from orchestrator.fleet.quota import read_quota
 from orchestrator.fleet.steps import summarize
 from orchestrator.fleet.submit import HEADER, NO_QUOTA, Wish, submit
@@ -73,7 +73,7 @@ def requeue(host: str, quotas: Path) -> tuple[Outcome, ...]:
 
 def _select_host(name: str, nodes: Sequence[slurm.NodeState]) -> tuple[slurm.NodeState, ...]:
     """All nodes of a host, also if the name is that of one of its nodes: slurmd of one can be down while the host runs."""
-    return select_nodes(re.sub(r"-n\d+$", "", select_nodes(name, nodes)[0].name), nodes)
+    return select_nodes(find_host(select_nodes(name, nodes)[0].name), nodes)
 
 
 def derive_id(guest_id: str) -> str:

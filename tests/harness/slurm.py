@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
-from orchestrator.fleet.node import FleetNode, build_nodes
+from orchestrator.fleet.node import FleetNode, build_nodes, find_host
 from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
 from orchestrator.waiting import wait_until
@@ -182,11 +182,6 @@ class Cluster:
     def _kill(self, file: str) -> None:
         script = f"pid=$(cat {file}); kill -9 $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done"
         self.run("sh", "-c", script)
-
-
-def find_host(node: str) -> str:
-    """The name of the host of a node; the hosts of the tests have two nodes each."""
-    return node.rpartition("-")[0]
 
 
 def _fake_clock(skew: str) -> str:

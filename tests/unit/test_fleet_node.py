@@ -15,9 +15,10 @@ from orchestrator.fleet.configuration import (
     build_gres_lines,
     build_node_lines,
     build_step,
+    check_host_name,
     find_differences,
 )
-from orchestrator.fleet.node import build_nodes
+from orchestrator.fleet.node import build_nodes, find_host
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _2M, _1G = Size.parse("2M").bytes, Size.parse("1G").bytes
@@ -234,3 +235,13 @@ def test_each_slot_is_on_one_node_of_a_host() -> None:
 def test_program_with_special_characters_is_refused(program: str) -> None:
     with pytest.raises(RequestError, match="absolute path"):
         build_step("prolog", program, "a", "2M")
+
+
+def test_host_name_that_a_node_could_have_is_refused() -> None:
+    assert [find_host(name) for name in ("a-n0", "a-n12", "a", "an1", "rack-n1-a")] == ["a", "a", "a", "an1", "rack-n1-a"]
+    for name in ("a", "an1", "rack-n1-a", "a-n"):
+        assert check_host_name(name) == name
+    with pytest.raises(RequestError, match="'rack-n1' ends as the name of a NUMA node does"):
+        check_host_name("rack-n1")
+    with pytest.raises(RequestError, match="'A' is not a host name for Slurm"):
+        check_host_name("A")
