@@ -77,10 +77,10 @@ class Fleet:
         return [machine.look() for machine in self.machines]
 
 
-@pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
+@pytest.fixture(params=["trixie", "bookworm"])
+def fleet(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fleet]:
     try:
-        origin = build_root("trixie", monkeypatch)
+        origin = build_root(request.param, monkeypatch)
     except OrchestratorError as error:
         pytest.skip(f"the root cannot be built: {error.message}")
     build_wheelhouse(source_tree(), cache_folder(), progress=print)
