@@ -341,7 +341,8 @@ def drain(node_name: str, reason: str) -> None:
 
 
 def report_error(node_name: str, job: int, what: What, error: OrchestratorError) -> None:
-    """Stores the reason with the job, where `nohype fleet show` reads it. A controller that does not respond never learns it."""
+    """Stores the reason with the job, where `nohype fleet show` reads it; repeats this for a controller that restarts."""
     with suppress(OrchestratorError):
         if allocation := read_allocation(node_name, job):
-            Report(job, allocation.guest_id, allocation.entries).add(make_entry(what, summarize(error)))
+            entries = [*allocation.entries, make_entry(what, summarize(error))]
+            slurm.retry(lambda: slurm.write_entries(job, allocation.guest_id, entries), CONTROLLER_SECONDS)

@@ -17,7 +17,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -97,6 +97,10 @@ class FakeRoot(HostRoot):
             self.watch("before", f"{name} = {value}")
             yield
             self.watch("after", f"{name} = {value}")
+
+    def wait_between_changes(self) -> AbstractContextManager[bool]:
+        """Within it, no thread is in the middle of a change: kernel and hypervisor do not die with the manager."""
+        return self._lock
 
     def violate(self, what: str) -> None:
         """Notes that something was done which no manager may do, and which the kernel may let pass."""

@@ -125,8 +125,9 @@ def arm(world: World, points: int, told: Callable[[str], object]) -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            told(where)
-            os.kill(os.getpid(), signal.SIGKILL)
+            with world.host.wait_between_changes():
+                told(where)
+                os.kill(os.getpid(), signal.SIGKILL)
 
     def trace(statement: str) -> None:
         if statement.startswith(CHANGES):

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -20,6 +21,7 @@ from tests.harness.crash import World, arm
 
 SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
 """Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
+_KILL_SECONDS = 60
 _SETTINGS: dict[str, Any] = {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}
 
 
@@ -57,10 +59,10 @@ class ManagerProcess:
         return self._process is None or self._process.poll() is not None
 
     def kill(self) -> None:
-        """Returns when it no longer exists."""
+        """Kills it between two changes of the fake host, which would stay half-done. Returns when it no longer exists."""
         assert self._process
-        self._process.kill()
-        self._process.wait()
+        self._process.send_signal(signal.SIGUSR1)
+        self._process.wait(_KILL_SECONDS)  # before it is ready, the signal itself ends it
 
     def read_end(self) -> str:
         """Where it killed itself; empty if it was killed by `kill`."""
@@ -77,8 +79,14 @@ class ManagerProcess:
                 process.stdin.close()
 
 
+def kill_this_process(world: World) -> None:
+    with world.host.wait_between_changes():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(folder: Path, path: Path, points: int) -> None:
     world = World(folder / "world", SERVER)
+    signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=kill_this_process, args=[world]).start())
     with serve(folder, _SETTINGS, world=world) as served:
         open_to_all(served.path)
         new = path.with_suffix(".new")

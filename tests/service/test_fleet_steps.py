@@ -190,6 +190,20 @@ def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     return found
 
 
+def test_reason_reaches_a_controller_that_restarts(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, stored = iter([slurm.Unreachable("it restarts"), None]), []
+
+    def write(_job: int, guest_id: str, entries: list[Entry]) -> None:
+        if error := next(answers):
+            raise error
+        stored.append((guest_id, entries[-1].what, entries[-1].text))
+
+    monkeypatch.setattr(slurm, "write_entries", write)
+    monkeypatch.setattr(slurm, "_RETRY_SECONDS", 0.01)
+    steps.report_error(NODE, JOB, steps.What.REFUSED, HostError("no pages"))
+    assert stored == [("order-1", "refused", "no pages")]
+
+
 def run_job(site: steps.Site) -> threading.Thread:
     def work() -> None:
         try:
@@ -363,16 +377,18 @@ def test_forgotten_job_whose_script_still_runs_is_left_to_its_epilog(site: steps
     """Without its record, the Epilog would not end a guest that the script is about to start."""
     monkeypatch.setattr(slurm, "write_comment", lambda _node, _text: None)
     monkeypatch.setattr(slurm, "read_job", lambda _number: None)
-    for node, found in (("a-n0", (record(),)), (NODE, ())):
-        steps.run_prolog(site, NODE, JOB)
-        environment = {"SLURM_JOB_ID": str(JOB), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"]}
+    job = 1_000_000 + os.getpid()  # tests of other processes see this script, too
+    own = replace(record(), job=job)
+    for node, found in (("a-n0", (own,)), (NODE, ())):
+        steps.run_prolog(site, NODE, job)
+        environment = {"SLURM_JOB_ID": str(job), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"]}
         with subprocess.Popen(["sleep", "1000"], env=environment) as script:
             try:
                 assert steps.end_guests_without_job(site) == found
                 assert check_host(site, NODE).ended == ()
             finally:
                 script.kill()
-    assert steps.end_guests_without_job(site) == (record(),)
+    assert steps.end_guests_without_job(site) == (own,)
 
 
 def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
