@@ -49,7 +49,7 @@ ADDRESS, FIRST_PORT = "10.77.0.1", 20001
 SERVER = Server(cores=8, nodes=1, vfs=4, pages=512)
 SINGLE = 10
 """Guests that are submitted one at a time."""
-SAVED = 6.0
+SAVED = 15.0
 IDLE_LIMIT, START_LIMIT, RESTART_LIMIT = 1.0, 15.0, 3.0
 COSTS = "/run/nohype/costs"
 _ASK = """\
@@ -190,10 +190,11 @@ def build_bash() -> dict[str, str]:
         return _ASK.format(port=PORT, request=request + "\\r\\n" + ("%s" if body else ""), words=words, status=status)
 
     record = "/run/nohype/records/$SLURM_JOB_ID"
+    report = '[[ $job =~ Comment=([^[:space:]]+) ]]\nscontrol update JobId=$SLURM_JOB_ID Comment="${BASH_REMATCH[1]} started"\n'
     name = "[[ $job =~ JobName=([^[:space:]]+) ]]\n"
     scripts = {
         "prolog": f"{ask}{name}{call('GET', 200)}echo ${{BASH_REMATCH[1]}} > {record}\n",
-        "job": f"read -r request\n{ask}{call('POST', 201, body='request')}exec 3>&-\nexec sleep infinity\n",
+        "job": f"read -r request\n{ask}{call('POST', 201, body='request')}exec 3>&-\n{report}exec sleep infinity\n",
         "epilog": f"read -r name < {record} || exit 0\n{call('DELETE', 204, '$name')}rm {record}\n",
         "check": "exit 0\n",
     }

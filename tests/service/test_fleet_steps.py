@@ -199,7 +199,6 @@ def test_reason_reaches_a_controller_that_restarts(site: steps.Site, monkeypatch
         stored.append((guest_id, entries[-1].what, entries[-1].text))
 
     monkeypatch.setattr(slurm, "write_entries", write)
-    monkeypatch.setattr(slurm, "_RETRY_SECONDS", 0.01)
     steps.report_error(NODE, JOB, steps.What.REFUSED, HostError("no pages"))
     assert stored == [("order-1", "refused", "no pages")]
 
