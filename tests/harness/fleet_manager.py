@@ -22,6 +22,8 @@ from tests.harness.crash import World, arm
 SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
 """Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
 _KILL_SECONDS = 60
+_KILLED = (-signal.SIGKILL, -signal.SIGUSR1)
+"""Exit status; the second before the process has a handler."""
 _SETTINGS: dict[str, Any] = {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}
 
 
@@ -51,7 +53,7 @@ class ManagerProcess:
         self._process = Popen(words, stdin=PIPE, stdout=PIPE, text=True)
         assert self._process.stdout
         is_ready = self._process.stdout.readline() == "ready\n"
-        assert is_ready or self._process.wait() == -signal.SIGKILL, f"the manager of {self._folder.name} did not start"
+        assert is_ready or self._process.wait() in _KILLED, f"the manager of {self._folder.name} did not start"
         return is_ready
 
     def has_ended(self) -> bool:
@@ -62,7 +64,7 @@ class ManagerProcess:
         """Kills it between two changes of the fake host, which would stay half-done. Returns when it no longer exists."""
         assert self._process
         self._process.send_signal(signal.SIGUSR1)
-        self._process.wait(_KILL_SECONDS)  # before it is ready, the signal itself ends it
+        assert self._process.wait(_KILL_SECONDS) in _KILLED
 
     def read_end(self) -> str:
         """Where it killed itself; empty if it was killed by `kill`."""
