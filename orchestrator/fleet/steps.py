@@ -7,7 +7,7 @@ job script was killed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from orchestrator.fleet import slurm
 from orchestrator.fleet.configuration import GRES_FILE, NODES_FILE, find_differences
 from orchestrator.fleet.journal import Entry, What, make_entry
 from orchestrator.fleet.node import NETWORK, FleetNode, build_nodes
+from orchestrator.fleet.processes import find_job_scripts
 from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
 from orchestrator.fleet.report import Report
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS
@@ -311,17 +312,8 @@ def find_abandoned_records(folder: Path) -> tuple[Record, ...]:
     The Epilog needs the record. A process that is started later learns from the controller that the job is forgotten.
     """
     records = find_records_without_job(folder)
-    jobs = set(find_jobs_with_processes()) if records else set()
+    jobs = set(find_job_scripts()) if records else set()
     return tuple(record for record in records if (record.node, record.job) not in jobs)
-
-
-def find_jobs_with_processes(proc: Path = Path("/proc")) -> Iterator[tuple[str, int]]:
-    """Node and job of each process on this host that belongs to one; slurmd and its steps set both variables."""
-    for path in proc.glob("[0-9]*/environ"):
-        with suppress(OSError):  # it ended
-            words = dict(word.partition(b"=")[::2] for word in path.read_bytes().split(b"\0"))
-            if (job := words.get(b"SLURM_JOB_ID", b"")).isdigit():
-                yield words.get(b"SLURMD_NODENAME", b"").decode(errors="replace"), int(job)
 
 
 def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:

@@ -378,9 +378,10 @@ def test_forgotten_job_whose_script_still_runs_is_left_to_its_epilog(site: steps
     monkeypatch.setattr(slurm, "read_job", lambda _number: None)
     job = 1_000_000 + os.getpid()  # tests of other processes see this script, too
     own = replace(record(), job=job)
-    for node, found in (("a-n0", (own,)), (NODE, ())):
+    prolog = {"SLURM_SCRIPT_CONTEXT": "prolog_slurmd"}
+    for node, more, found in (("a-n0", {}, (own,)), (NODE, prolog, (own,)), (NODE, {}, ())):
         steps.run_prolog(site, NODE, job)
-        environment = {"SLURM_JOB_ID": str(job), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"]}
+        environment = {"SLURM_JOB_ID": str(job), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"], **more}
         with subprocess.Popen(["sleep", "1000"], env=environment) as script:
             try:
                 assert steps.end_guests_without_job(site) == found
