@@ -222,8 +222,9 @@ def _resume(cluster: Cluster) -> list[str]:
 
 
 def _is_settled(cluster: Cluster) -> bool:
-    """Each running job has its guest, and each guest its job, on the same host."""
-    return not _find_orphans(cluster) and not any("comp" in state for state in cluster.node_states().values())
+    """Each running job has its guest, and each guest its job, on the same host; no job is about to start."""
+    starting = cluster.run("squeue", "--noheader", "--states=configuring", check=False).stdout
+    return not starting and not _find_orphans(cluster) and not any("comp" in state for state in cluster.node_states().values())
 
 
 def _find_orphans(cluster: Cluster) -> list[str]:
