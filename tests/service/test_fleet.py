@@ -301,6 +301,7 @@ def test_guests_of_a_lost_host_are_requeued_if_the_host_is_off_and_they_allow_it
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
 
 
+@pytest.mark.timeout(600 + 30 * KILLS)
 def test_programs_killed_at_random_lose_and_double_no_guest(cluster: Cluster) -> None:
     outcome = run_kills(cluster, KILLS, SEED, lambda _line: None)
     print(f"seed {SEED}: {outcome}")
