@@ -111,9 +111,7 @@ def check_host_name(text: str) -> str:
     if not _NAME.fullmatch(text):
         raise RequestError(f"{text!r} is not a host name for Slurm", "use 1 to 59 characters of a-z, 0-9 and inner hyphens")
     if find_host(text) != text:
-        raise RequestError(
-            f"the host name {text!r} ends as the name of a NUMA node does", "choose one that does not end in -nNUMBER"
-        )
+        raise RequestError(f"host name {text!r} ends like the name of a NUMA node", "choose a name that does not end in -nNUMBER")
     return text
 
 

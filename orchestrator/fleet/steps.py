@@ -307,9 +307,9 @@ def find_records_without_job(folder: Path) -> tuple[Record, ...]:
 
 
 def find_abandoned_records(folder: Path) -> tuple[Record, ...]:
-    """As `find_records_without_job`, without those whose job still has a process here: slurmd ends it, and runs its Epilog.
+    """As `find_records_without_job`, without those whose job script still runs here: slurmd ends it, and runs the Epilog.
 
-    The Epilog needs the record. A process that is started later learns from the controller that the job is forgotten.
+    The Epilog needs the record. A script that is started later learns from the controller that the job is forgotten.
     """
     records = find_records_without_job(folder)
     jobs = set(find_job_scripts()) if records else set()

@@ -241,7 +241,7 @@ def test_host_name_that_a_node_could_have_is_refused() -> None:
     assert [find_host(name) for name in ("a-n0", "a-n12", "a", "an1", "rack-n1-a")] == ["a", "a", "a", "an1", "rack-n1-a"]
     for name in ("a", "an1", "rack-n1-a", "a-n"):
         assert check_host_name(name) == name
-    with pytest.raises(RequestError, match="'rack-n1' ends as the name of a NUMA node does"):
+    with pytest.raises(RequestError, match="host name 'rack-n1' ends like the name of a NUMA node"):
         check_host_name("rack-n1")
     with pytest.raises(RequestError, match="'A' is not a host name for Slurm"):
         check_host_name("A")
