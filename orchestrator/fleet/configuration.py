@@ -73,16 +73,25 @@ _START = f"""\
 #!/bin/sh
 # The controller runs this when it has given a place to a guest, before the host learns of it (PrologSlurmctld). A controller that
 # is killed forgets what it did in the last 5 s, and would start the guest again. A mark per guest id prevents that.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C
 # A restarted controller gives the numbers of forgotten jobs to others. Hosts must have ended these jobs before: a host refuses a
 # job whose number it has, and Slurm then ends the guest.
-while age=$(ps -o etimes= -p "$PPID") && [ "$age" -lt {_WAIT_SECONDS} ]; do sleep 1; done
+# Age of the controller in seconds: proc_pid_stat(5), field 22, of which 100 are a second. ps(1) would read all of /proc.
+while read -r stat < "/proc/$PPID/stat" && read -r uptime idle < /proc/uptime; do
+    set -- ${{stat##*) }}
+    [ $((${{uptime%.*}} - ${{20}} / 100)) -lt {_WAIT_SECONDS} ] || break
+    sleep 1
+done
 folder={_STATE}/nohype-started
 separator=$(printf '\\037')
-mark=$folder/${{SLURM_JOB_COMMENT%%"$separator"*}}
+id=${{SLURM_JOB_COMMENT%%"$separator"*}}
+mark=$folder/$id
 [ -d "$folder" ] || {{ mkdir "$folder" && sync {_STATE}; }}
 [ $((SLURM_JOB_ID % 100)) -ne 0 ] || find "$folder" -type f -mtime +{_MARK_DAYS} -delete
-if [ -s "$mark" ]; then
+case $id in "" | [!A-Za-z0-9]* | *[!A-Za-z0-9._:-]*) mark= ;; esac
+if [ -z "$mark" ]; then
+    text="the comment of the job does not begin with the id of a guest; use nohype fleet submit"
+elif [ -s "$mark" ]; then
     text="the guest was already started on $(cat "$mark"); the controller was killed and forgot that; use another id"
 elif echo "$SLURM_JOB_NODELIST" > "$mark" && sync "$mark" "$folder"; then
     exit 0
@@ -118,7 +127,13 @@ def check_host_name(text: str) -> str:
 def build_common(controller: str, group: str) -> str:
     """slurm.conf, the same on the controller and all hosts. ``group``: users who may submit guests."""
     return _COMMON.format(
-        controller=controller, group=group, folder=FOLDER, nodes=NODES_FILE, apart=GRES, state=_STATE, start=START_FILE
+        controller=controller,
+        group=group,
+        folder=FOLDER,
+        nodes=NODES_FILE,
+        apart=GRES,
+        state=_STATE,
+        start=START_FILE,
     )
 
 
