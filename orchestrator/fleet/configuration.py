@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import RequestError
-from orchestrator.fleet.apart import GRES, build_gres
+from orchestrator.fleet.apart import GRES_NAMES, build_gres
 from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode, find_host
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
@@ -131,7 +131,7 @@ def build_common(controller: str, group: str) -> str:
         group=group,
         folder=FOLDER,
         nodes=NODES_FILE,
-        apart=GRES,
+        apart=",".join(GRES_NAMES),
         state=_STATE,
         start=START_FILE,
     )

@@ -155,7 +155,7 @@ def test_configuration_is_the_same_for_equal_hosts_and_complete() -> None:
     assert lines == build_node_lines(build_nodes(example(), "a"), Address("a", "192.0.2.1", 17000))
     assert lines.startswith(
         "NodeName=a NodeHostname=a NodeAddr=192.0.2.1 Port=17000 Sockets=1 CoresPerSocket=3 ThreadsPerCore=2 RealMemory=1024"
-        " Gres=vf:2,apart:s0:1,apart:s1:1,"
+        " Gres=vf:2,apart0:1,apart1:1,"
     )
     assert re.search(r" Feature=sriov,pages-2M,cores-[0-9a-f]{12} State=UNKNOWN$", lines, re.MULTILINE)
     assert build_gres_lines(nodes).splitlines() == [
@@ -193,7 +193,7 @@ def test_files_that_match_have_no_differences() -> None:
             lambda nodes, gres: (nodes.replace("Gres=vf:2", "Gres=vf:3"), gres),
             "Gres=vf:3 in nohype-nodes.conf, the host has vf:2$",
         ),
-        (lambda nodes, gres: (nodes.replace("apart:s3:1,", ""), gres), "the host has vf:2,apart:s0:1"),
+        (lambda nodes, gres: (nodes.replace("apart3:1,", ""), gres), "the host has vf:2,apart0:1"),
         (lambda nodes, gres: (nodes.replace("sriov,", "sriov,edge,"), gres), "Feature=sriov,edge,pages-2M"),
         (lambda nodes, gres: (nodes.replace("pages-2M,", ""), gres), "Feature=sriov,cores-"),
         (lambda nodes, gres: (nodes.replace("sriov,", "sriov,network-red,"), gres), "host does not have this network"),

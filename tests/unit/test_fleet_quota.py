@@ -135,9 +135,9 @@ def test_each_limit_is_checked() -> None:
 
 def test_uses_are_read() -> None:
     rows = [
-        ("1", "2", "64M", "gres:vf:2,gres:apart:s1:1"),
+        ("1", "2", "64M", "gres:vf:2,gres:apart1:1"),
         ("2", "1", "1G", "N/A"),
-        ("3", "4", "1536M", "gres/apart:s1:1,gres/vf:1"),
+        ("3", "4", "1536M", "gres/apart1:1,gres/vf:1"),
     ]
     text = "".join(f"{number:20}{cores:20}{memory:20}{gres:1000}\n" for number, cores, memory, gres in rows)
     assert list(slurm.parse_uses(text)) == [Use(1, 2, 64, 2), Use(2, 1, 1024, 0), Use(3, 4, 1536, 1)]

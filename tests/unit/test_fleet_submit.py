@@ -49,7 +49,7 @@ def test_allocation_is_read() -> None:
         ("vf:3(IDX:0-1,5)", "0-1,5"),
         ("gpu:1(IDX:0),vf:1(IDX:2)", "2"),
         ("vf:nic0:1(IDX:4)", "4"),
-        ("vf:1(IDX:2),apart:s7:1(CNT:1)", "2"),
+        ("vf:1(IDX:2),apart7:1", "2"),
     ],
 )
 def test_indexes_of_vfs_are_read(gres: str, expected: str) -> None:
@@ -119,7 +119,7 @@ def test_guests_of_a_group_request_the_same_slot() -> None:
         for group in ("web", "web", "db")
     ]
     assert found[0] == found[1] != found[2]
-    assert found[0] == f"--gres=vf:1,apart:s{apart.find_slot('web')}:1"
+    assert found[0] == f"--gres=vf:1,apart{apart.find_slot('web')}:1"
     assert {apart.find_slot(f"group{number}") for number in range(1000)} == set(range(apart.SLOTS))
 
 
