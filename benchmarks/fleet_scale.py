@@ -4,8 +4,8 @@
         [--files ranges|lines] [--plot FILE]
 
 Requires root. Munge, slurmctld and one slurmd per host are real (Slurm 22.05). The managers are played by one process, which
-stores guests in memory and starts nothing (fleet_scale_played.py). Guests are submitted with the options and the script of
-`nohype fleet submit`, by sbatch, four at a time.
+stores guests in memory and starts nothing (fleet_scale_played.py). Guests are submitted by `nohype fleet submit-all`, with one
+command for all of them.
 
     --steps bash      stand-ins of bash, which ask slurmctld and the manager the same as Prolog, job script and Epilog, except for
                       the survey. They show what the controller can do: the steps of 1,000 hosts do not run on two CPUs
@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +38,6 @@ from fleet_scale_played import PORT
 from orchestrator.client.host_shapes import Host
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
 from orchestrator.fleet.node import build_nodes
-from orchestrator.fleet.submit import build_options, build_script, read_wish
 from orchestrator.host.pci import DEVICES
 from tests.fakes.server import Server
 from tests.harness.api_server import serve
@@ -101,7 +101,7 @@ def main() -> int:
 
 def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Result:
     result, names = Result(), [f"guest{number:04}" for number in range(guests)]
-    for name in ("etc", "run", "run/scripts", "run/records"):
+    for name in ("etc", "run", "run/records"):
         (folder / name).mkdir()
     (folder / "run/records").chmod(0o777)
     write_files(folder, survey(folder), hosts, steps, files)
@@ -118,12 +118,11 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Re
         for number in range(SINGLE):
             result.singles[f"single{number}"] = time.time()
             submit(cluster, [f"single{number}"])
-            time.sleep(3)
         cancel(cluster, hosts)
         result.first = time.time()
         submit(cluster, names)
-        result.last = time.time()
         cluster.wait_for(lambda: count_running(cluster) == guests, "all guests run", timeout=900)
+        result.last = read_last_submission(cluster)
         for _ in range(3):
             time.sleep(SAVED)
             cluster.kill_controller()
@@ -231,26 +230,15 @@ def played(folder: Path, holder: int, hosts: int) -> Iterator[subprocess.Popen[s
 
 
 def submit(cluster: Cluster, names: Sequence[str]) -> None:
-    """Returns when all have been acknowledged."""
-    lines = []
-    for name in names:
-        wish = read_wish({"name": name, "memory": "64M", "image": "minimal", "id": f"id-{name}"})
-        (cluster.folder / "run/scripts" / name).write_text(build_script(wish))
-        lines.append(" ".join([*build_options(wish), f"/run/nohype/scripts/{name}"]))
-    words = [
-        "setpriv",
-        f"--reuid={USER}",
-        f"--regid={USER}",
-        "--clear-groups",
-        "xargs",
-        "-P",
-        "4",
-        "-L",
-        "1",
-        "sbatch",
-        "--parsable",
-    ]
-    cluster.run(*words, input="\n".join(lines) + "\n", timeout=600)
+    """Returns when the controller cannot forget the guests any more."""
+    guests = [{"name": name, "memory": "64M", "image": "minimal"} for name in names]
+    cluster.nohype("fleet", "submit-all", "-", "--id", "scale", input=json.dumps(guests), timeout=900)
+
+
+def read_last_submission(cluster: Cluster) -> float:
+    """Seconds of time.time(), whole."""
+    lines = cluster.run("env", "TZ=UTC0", "squeue", "--noheader", "--format=%V").stdout.splitlines()
+    return max(datetime.fromisoformat(f"{line}+00:00").timestamp() for line in lines)
 
 
 def cancel(cluster: Cluster, hosts: int) -> None:
@@ -309,8 +297,8 @@ def report(result: Result, guests: int) -> bool:
         f"slurmds started in {result.started_slurmds:.1f} s; they use {result.memory:.1f} GiB",
         f"submit to request of the manager, one at a time: median {statistics.median(idle):.2f} s, max {max(idle):.2f} s"
         f" (limit {IDLE_LIMIT:g})",
-        f"{guests} guests submitted in {delay:.1f} s; {len(asked)} requested of the managers, the last {max(asked):.1f} s after"
-        f" the first sbatch (limit {START_LIMIT:g}), {max(asked) - delay:.1f} s after the last",
+        f"{guests} guests submitted in {delay:.0f} s; {len(asked)} requested of the managers, the last {max(asked):.1f} s after"
+        f" the start of the command (limit {START_LIMIT:g}), {max(asked) - delay:.0f} s after the last was submitted",
         f"controller killed, until all guests are shown: {shown} s (limit {RESTART_LIMIT:g})",
         f"cancelled: {len(ended)} guests deleted in {max(ended):.1f} s, all hosts idle after"
         f" {result.idle - result.cancelled:.1f} s",
@@ -327,7 +315,7 @@ def report(result: Result, guests: int) -> bool:
 
 
 def draw(result: Result, options: argparse.Namespace, file: Path) -> None:
-    """Guests over time since the first sbatch."""
+    """Guests over time since the start of the command."""
     try:
         import matplotlib
     except ImportError:
@@ -344,9 +332,9 @@ def draw(result: Result, options: argparse.Namespace, file: Path) -> None:
         times = sorted(moment - begin for name, moment in moments.items() if name not in result.singles)
         axes.step([0, *times], range(len(times) + 1), where="post", label=label)
         axes.grid(visible=True, alpha=0.3)
-    left.axvline(result.last - result.first, color="gray", linestyle="--", label="last sbatch returned")
+    left.axvline(result.last - result.first, color="gray", linestyle="--", label="last guest submitted")
     left.axvline(START_LIMIT, color="tab:red", linestyle=":", label=f"limit: {START_LIMIT:g} s")
-    left.set(xlabel="s after the first sbatch", ylabel="guests", title=f"{options.guests} guests, {options.hosts} slurmds")
+    left.set(xlabel="s after the start of submit-all", ylabel="guests", title=f"{options.guests} guests, {options.hosts} slurmds")
     right.set(xlabel="s after scancel", title=f"{os.cpu_count()} CPUs, steps: {options.steps}, managers played")
     left.legend()
     right.legend()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.connection import client_option
+from orchestrator.cli.fleet_batch import submit_all
 from orchestrator.cli.fleet_guests import cancel, list_guests, logs, show, submit
 from orchestrator.cli.fleet_hosts import drain, hosts, orphans, requeue, resume
 from orchestrator.cli.fleet_modules import load_fleet
@@ -29,7 +30,22 @@ def fleet() -> None:
     """Run guests on many hosts, which Slurm chooses."""
 
 
-for command in (submit, list_guests, show, logs, cancel, hosts, drain, resume, requeue, orphans, metrics, draw_map, step):
+for command in (
+    submit,
+    submit_all,
+    list_guests,
+    show,
+    logs,
+    cancel,
+    hosts,
+    drain,
+    resume,
+    requeue,
+    orphans,
+    metrics,
+    draw_map,
+    step,
+):
     fleet.add_command(command)
 
 

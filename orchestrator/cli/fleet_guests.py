@@ -18,6 +18,7 @@ quotas_option = click.option(
     "--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
     help="File with the quotas of the tenants.",
 )  # fmt: skip
+tenant_option = click.option("--tenant", metavar="NAME", help="Count the guest against the quota of this tenant.")
 
 
 def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -34,14 +35,14 @@ def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 @request_options
 @click.option("--feature", "features", multiple=True, metavar="NAME",
               help="Require this feature of the host; can be repeated. `nohype fleet hosts` shows them.")  # fmt: skip
-@click.option("--minutes", type=click.IntRange(1, 525_600), metavar="NUMBER",
+@click.option("--minutes", type=click.IntRange(1), metavar="NUMBER",
               help="End the guest this long after its start.  [default: never]")  # fmt: skip
 @click.option("--anti-affinity", "group", metavar="GROUP",
               help="Never run the guest on a host that runs another guest of this group.")  # fmt: skip
 @click.option("--deadline", metavar="TIME",
               help="End the guest by this time, such as 2030-01-31T18:00 (local) or 2030-01-31T18:00Z. Withdraw it if it cannot "
                    "start in time: --minutes before, or else one minute.")  # fmt: skip
-@click.option("--tenant", metavar="NAME", help="Count the guest against the quota of this tenant.")
+@tenant_option
 @quotas_option
 @click.option(
     "--requeue", is_flag=True, help="Let `nohype fleet requeue` start the guest on another host after the loss of its host."
@@ -72,7 +73,7 @@ def submit(
     With --wait, a guest whose image reports ready only by answering SSH is ready when it runs. A guest that is not ready in time
     stays in the fleet.
     """
-    _check_wait(wait=wait, timeout=timeout)
+    check_wait(wait=wait, timeout=timeout)
     work = load_fleet("submit")
     wish = work.read_wish(
         build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "", requeue=requeue
@@ -131,26 +132,27 @@ def logs(name: str, *, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
-@wait_options("the guest has ended and its resources are released")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@wait_options("the guests have ended and their resources are released")
 @json_option
-def cancel(name: str, *, wait: bool, timeout: float | None, as_json: bool) -> None:
-    """End a guest, or withdraw it from the queue.
+def cancel(names: tuple[str, ...], *, wait: bool, timeout: float | None, as_json: bool) -> None:
+    """End guests, or withdraw them from the queue.
 
     A guest that runs is shut down; after 20 s it is forced off. The command returns after 6 s, when the controller has saved the
-    request.
+    request. If the fleet does not have one of the guests, none is ended.
     """
-    _check_wait(wait=wait, timeout=timeout)
-    job = load_fleet("submit").cancel(name)
+    check_wait(wait=wait, timeout=timeout)
+    names = tuple(dict.fromkeys(names))
+    jobs = load_fleet("submit").cancel(*names)
     if wait:
-        job = load_fleet("follow").wait_ended(name, job.guest_id, timeout)
+        jobs = load_fleet("follow").wait_ended(jobs, timeout)
     if as_json:
-        print_json(asdict(job))
+        print_json([asdict(job) for job in jobs])
     else:
-        say(f"guest {name} {'has ended' if wait else 'is being ended'}")
+        say("\n".join(f"guest {name} {'has ended' if wait else 'is being ended'}" for name in names))
 
 
-def _check_wait(*, wait: bool, timeout: float | None) -> None:
+def check_wait(*, wait: bool, timeout: float | None) -> None:
     if timeout is not None and not wait:
         raise click.UsageError("--timeout requires --wait")
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from orchestrator.errors import GuestError, NotFound
+from orchestrator.errors import GuestError, NotFound, OrchestratorError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.journal import Entry, What
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS
@@ -24,30 +24,39 @@ def wait_ready(name: str, guest_id: str, seconds: float | None = None) -> slurm.
         GuestError: the guest ended without success, or was not ready in time; it stays in the fleet.
         NotFound: the controller does not know the guest any more.
     """
-
-    def is_ready(job: slurm.Job) -> bool:
-        reported = any(entry.what in _READY for entry in job.entries)
-        if job.has_ended and not (reported and job.state == "COMPLETED"):
-            raise GuestError(f"guest {name} has ended ({_describe(job)})", _see(name))
-        return reported and job.state != "COMPLETING"
-
-    return _wait(name, guest_id, is_ready, "to report ready", seconds)
+    return _wait(name, guest_id, _is_ready, "to report ready", _Limit(seconds))
 
 
-def wait_ended(name: str, guest_id: str, seconds: float | None = None) -> slurm.Job:
-    """Waits until the guest has ended and its host has released its resources.
+def wait_all_ready(guests: Iterable[tuple[str, str]], seconds: float | None = None) -> tuple[slurm.Job | OrchestratorError, ...]:
+    """As `wait_ready` for several guests, each with name and id. ``seconds`` is for all; an error of one is its result."""
+    limit = _Limit(seconds)
+
+    def wait(name: str, guest_id: str) -> slurm.Job | OrchestratorError:
+        try:
+            return _wait(name, guest_id, _is_ready, "to report ready", limit)
+        except (GuestError, NotFound) as error:
+            return error
+
+    return tuple(wait(name, guest_id) for name, guest_id in guests)
+
+
+def wait_ended(jobs: Sequence[slurm.Job], seconds: float | None = None) -> tuple[slurm.Job, ...]:
+    """Waits until the guests have ended and their hosts have released their resources; returns their jobs as they are then.
 
     Args:
-        seconds: None to wait indefinitely.
+        seconds: for all of them; None to wait indefinitely.
 
     Raises:
-        GuestError: the guest did not end in time, or its host could not release its resources.
-        NotFound: the controller does not know the guest any more.
+        GuestError: a guest did not end in time, or its host could not release its resources.
+        NotFound: the controller does not know one of the guests any more.
     """
-    job = _wait(name, guest_id, lambda job: job.has_ended, "to end", seconds)
-    if node := _find_failed_epilog(job):
-        raise GuestError(f"the resources of guest {name} were not released: {node.reason}", f"repair {node.name}; {_see(name)}")
-    return job
+    limit = _Limit(seconds)
+    ended = tuple(_wait(job.name, job.guest_id, lambda job: job.has_ended, "to end", limit) for job in jobs)
+    for job in ended:
+        if node := _find_failed_epilog(job):
+            what = f"the resources of guest {job.name} were not released: {node.reason}"
+            raise GuestError(what, f"repair {node.name}; {_see(job.name)}")
+    return ended
 
 
 def read_log(job: slurm.Job) -> tuple[Entry, ...]:
@@ -72,8 +81,27 @@ def _find_failed_epilog(job: slurm.Job) -> slurm.NodeState | None:
     return next((node for node in slurm.read_nodes() if node.name == job.node and node.reason.startswith(reason)), None)
 
 
-def _wait(name: str, guest_id: str, accept: Callable[[slurm.Job], bool], what: str, seconds: float | None) -> slurm.Job:
-    deadline = None if seconds is None else time.monotonic() + seconds
+class _Limit:
+    """Time for one or several waits; None for an indefinite one."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def is_over(self) -> bool:
+        return self._end is not None and time.monotonic() > self._end
+
+
+def _is_ready(job: slurm.Job) -> bool:
+    """Raises GuestError if the guest ended without success."""
+    reported = any(entry.what in _READY for entry in job.entries)
+    if job.has_ended and not (reported and job.state == "COMPLETED"):
+        raise GuestError(f"guest {job.name} has ended ({_describe(job)})", _see(job.name))
+    return reported and job.state != "COMPLETING"
+
+
+def _wait(name: str, guest_id: str, accept: Callable[[slurm.Job], bool], what: str, limit: _Limit) -> slurm.Job:
     while True:
         jobs = slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)
         job = next((job for job in jobs if job.guest_id == guest_id), None)
@@ -81,8 +109,10 @@ def _wait(name: str, guest_id: str, accept: Callable[[slurm.Job], bool], what: s
             raise NotFound(f"the controller does not know guest {name} ({guest_id}) any more", "see `nohype fleet list`")
         if accept(job):
             return job
-        if deadline is not None and time.monotonic() > deadline:
-            raise GuestError(f"timed out after {seconds:g} s waiting for guest {name} {what} ({_describe(job)})", _see(name))
+        if limit.is_over:
+            raise GuestError(
+                f"timed out after {limit.seconds:g} s waiting for guest {name} {what} ({_describe(job)})", _see(name)
+            )
         time.sleep(_POLL_SECONDS)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -281,13 +281,13 @@ def submit_job(options: Sequence[str], script: str) -> int:
     return int(match[1])
 
 
-def release_job(number: int) -> None:
-    """Has a job started that was submitted with --hold."""
-    _run(["scontrol", "release", str(number)])
+def release_jobs(numbers: Iterable[int]) -> None:
+    """Has jobs started that were submitted with --hold. Raises CommandError if one could not be released; the others are."""
+    _run(["scontrol", "--quiet"], "".join(f"release {number}\n" for number in numbers))  # a list of them fails with 22.05
 
 
-def cancel_job(number: int) -> None:
-    _run(["scancel", str(number)])
+def cancel_jobs(numbers: Iterable[int]) -> None:
+    _run(["scancel", *map(str, numbers)])
 
 
 def write_entries(number: int, guest_id: str, entries: Sequence[Entry]) -> None:

@@ -22,6 +22,7 @@ from orchestrator.model.waiver import Waiver
 
 ORPHAN_SECONDS = 90.0
 """After a restart, the controller has jobs ended that it has forgotten: KillWait, and the time for the Epilog."""
+MAX_MINUTES = 525_600
 _ATTEMPTS = 3
 _UNSUPPORTED = {
     "placement": "Slurm chooses the CPUs and VFs",
@@ -119,6 +120,8 @@ def read_wish(
             raise RequestError(
                 f"{feature!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features"
             )
+    if minutes is not None and not 1 <= minutes <= MAX_MINUTES:
+        raise RequestError(f"minutes is {minutes}", f"use 1 to {MAX_MINUTES}")
     if group is not None:
         find_slot(group)  # checks the name
     limit = parse_deadline(deadline) if deadline is not None else None
@@ -140,41 +143,48 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
             return _release(wish, quota, job)
         if wish.tenant:
             check_quota(wish.tenant, quota, wish.use, slurm.read_tenant_uses(wish.tenant))
-        _check_room(wish, slurm.read_nodes())
-        _check_deadline(wish)
-        _submit_once(wish)
+        check_room(wish, slurm.read_nodes())
+        check_deadline(wish)
+        submit_once(wish)
         time.sleep(SAVE_SECONDS)
         if job := slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
             return _release(wish, quota, job)
-        _wait_until_orphans_ended(wish)
+        wait_until_orphans_ended(wish)
     raise OrchestratorError(f"the controller forgot guest {wish.request.name} {_ATTEMPTS} times", _repeat(wish))
 
 
 def find_job(name: str) -> slurm.Job:
     """Returns the guest's job that has not ended. If all have ended, returns the newest. Raises NotFound without a job."""
-    jobs = slurm.read_jobs(name)
-    for job in (*(job for job in jobs if not job.has_ended), *reversed(jobs)):
+    return choose_job(name, slurm.read_jobs(name))
+
+
+def choose_job(name: str, jobs: Sequence[slurm.Job]) -> slurm.Job:
+    """As `find_job`, from jobs that were read before, oldest first."""
+    own = [job for job in jobs if job.name == name]
+    for job in (*(job for job in own if not job.has_ended), *reversed(own)):
         return job
     raise NotFound(f"the fleet does not have guest {name}", "`nohype fleet list` shows all guests")
 
 
-def cancel(name: str) -> slurm.Job:
-    """Ends all jobs of this name that have not ended, and returns when the controller cannot forget it any more.
+def cancel(*names: str) -> tuple[slurm.Job, ...]:
+    """Ends all jobs of these names that have not ended, and returns when the controller cannot forget it any more.
 
-    Returns the newest of them as it is then. Raises NotFound if the fleet does not have the guest, OrchestratorError if the
-    controller forgot the request several times.
+    Returns one job per name, the newest that had not ended, as it is then. Raises NotFound if the fleet does not have one of the
+    guests, and then ends none; OrchestratorError if the controller forgot the request several times.
     """
-    number = find_job(name).number
+    jobs = slurm.read_jobs()
+    numbers = [choose_job(name, jobs).number for name in names]
     for attempt in range(_ATTEMPTS + 1):
-        jobs = slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)
-        running = [job for job in jobs if not job.is_ending]
+        jobs = slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)
+        running = [job for job in jobs if job.name in names and not job.is_ending]
         if not running:
-            return next((job for job in jobs if job.number == number), None) or find_job(name)
+            known = {job.number: job for job in jobs}
+            return tuple(known.get(number) or choose_job(name, jobs) for number, name in zip(numbers, names, strict=True))
         if attempt < _ATTEMPTS:
-            for job in running:
-                slurm.cancel_job(job.number)
+            slurm.cancel_jobs([job.number for job in running])
             time.sleep(SAVE_SECONDS)
-    raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {name} is to be ended", "repeat the command")
+    left = ", ".join(sorted({job.name for job in running}))
+    raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {left} is to be ended", "repeat the command")
 
 
 def build_options(wish: Wish) -> list[str]:
@@ -202,8 +212,12 @@ def build_script(wish: Wish) -> str:
 
 def find_reasons(wish: Wish, nodes: Sequence[slurm.NodeState]) -> tuple[str, ...]:
     """Why no node can ever have the guest, one sentence per node; empty if a node can."""
-    reasons = [f"{node.name}: {', '.join(found)}" for node in nodes if (found := list(_explain(wish, node)))]
-    return tuple(reasons) if len(reasons) == len(nodes) else ()
+    reasons = []
+    for node in nodes:
+        if not (found := list(_explain(wish, node))):
+            return ()
+        reasons.append(f"{node.name}: {', '.join(found)}")
+    return tuple(reasons)
 
 
 def _explain(wish: Wish, node: slurm.NodeState) -> Iterator[str]:
@@ -219,7 +233,7 @@ def _explain(wish: Wish, node: slurm.NodeState) -> Iterator[str]:
         yield f"does not have slot {wish.slot} of group {wish.group}"
 
 
-def _check_deadline(wish: Wish) -> None:
+def check_deadline(wish: Wish) -> None:
     """Raises RequestError if the guest cannot end by its deadline even if it starts now. Slurm plans with whole minutes."""
     if wish.deadline is None:
         return
@@ -229,7 +243,8 @@ def _check_deadline(wish: Wish) -> None:
         raise RequestError(what, "choose a later --deadline, or fewer --minutes")
 
 
-def _check_room(wish: Wish, nodes: Sequence[slurm.NodeState]) -> None:
+def check_room(wish: Wish, nodes: Sequence[slurm.NodeState]) -> None:
+    """Raises NoRoom if no node can ever have the guest."""
     if not nodes:
         raise NoRoom("the fleet has no nodes", (), f"add the hosts to the partition {slurm.PARTITION}, see docs/fleet.md")
     if reasons := find_reasons(wish, nodes):
@@ -239,8 +254,14 @@ def _check_room(wish: Wish, nodes: Sequence[slurm.NodeState]) -> None:
 
 
 def _find(wish: Wish) -> slurm.Job | None:
-    """Raises Conflict if the name belongs to another guest that has not ended."""
-    jobs = slurm.read_jobs(wish.request.name)
+    return select_job(wish, slurm.read_jobs(wish.request.name))
+
+
+def select_job(wish: Wish, jobs: Sequence[slurm.Job]) -> slurm.Job | None:
+    """The job of the guest, from those of its name, oldest first; withdraws others of the same guest that wait.
+
+    Raises Conflict if the name belongs to another guest that has not ended.
+    """
     own = [job for job in jobs if job.guest_id == wish.guest_id]
     others = [job for job in jobs if job not in own and not job.has_ended]
     if others and not (own and own[0].number < others[0].number):  # of two that came at the same time the first is the guest
@@ -274,20 +295,20 @@ def _release_once(wish: Wish, quota: Quota, job: slurm.Job) -> None:
     try:
         check_quota(wish.tenant, quota, wish.use, [use for use in uses if use.number < job.number])
     except QuotaExceeded:
-        slurm.cancel_job(job.number)
+        slurm.cancel_jobs([job.number])
         raise
-    slurm.release_job(job.number)
+    slurm.release_jobs([job.number])
     time.sleep(SAVE_SECONDS)
 
 
 def _cancel_waiting(jobs: Sequence[slurm.Job]) -> None:
     """Of two callers that submit the same name or id at the same time; none of these has started (singleton)."""
-    for job in jobs:
-        if job.state == "PENDING":
-            slurm.cancel_job(job.number)
+    if waiting := [job.number for job in jobs if job.state == "PENDING"]:
+        slurm.cancel_jobs(waiting)
 
 
-def _submit_once(wish: Wish) -> None:
+def submit_once(wish: Wish) -> None:
+    """Raises CommandError if it is not known whether the controller has the guest."""
     try:
         slurm.submit_job(build_options(wish), build_script(wish))
     except slurm.Unreachable as error:
@@ -299,20 +320,23 @@ def _submit_once(wish: Wish) -> None:
             raise CommandError(what, _repeat(wish)) from None
 
 
-def _wait_until_orphans_ended(wish: Wish) -> None:
-    """The job was acknowledged and is forgotten, so its guest may have been started. Returns when no host can still have it.
+def wait_until_orphans_ended(*wishes: Wish) -> None:
+    """Jobs that were acknowledged and are forgotten may have been started. Returns when no host can still have their guests.
 
-    Raises OrchestratorError if a node does not respond: the guest could run there.
+    Raises OrchestratorError if a node does not respond: a guest could run there.
     """
     deadline = time.monotonic() + ORPHAN_SECONDS
     while time.monotonic() < deadline:
-        if slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
+        known = {job.guest_id for job in slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)}
+        if not (left := [wish for wish in wishes if wish.guest_id not in known]):
             return
         time.sleep(SAVE_SECONDS)
     if silent := [node.name for node in slurm.read_nodes() if not node.responds]:
-        what = f"the controller forgot guest {wish.request.name}, which may run on {', '.join(silent)}: no response from there"
-        raise OrchestratorError(what, f"check these hosts; then {_repeat(wish)}")
+        names, hosts = ", ".join(wish.request.name for wish in left), ", ".join(silent)
+        what = f"the controller forgot guest {names}, which may run on {hosts}: no response from there"
+        raise OrchestratorError(what, f"check these hosts; then {_repeat(*left)}")
 
 
-def _repeat(wish: Wish) -> str:
-    return f"repeat the command with --id {wish.guest_id}: the guest is not started twice"
+def _repeat(*wishes: Wish) -> str:
+    ids = ", ".join(wish.guest_id for wish in wishes)
+    return f"repeat the command with --id {ids}: the guest is not started twice"

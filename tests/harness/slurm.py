@@ -45,10 +45,10 @@ class Cluster:
         """As root."""
         return run([*self._enter, *words], check=check, timeout=timeout, input=input)
 
-    def nohype(self, *words: str, check: bool = True, timeout: float = 300) -> Completed:
+    def nohype(self, *words: str, check: bool = True, timeout: float = 300, input: str = "") -> Completed:
         """As the account that submits guests."""
         argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *_program(), *words]
-        return self.run(*argv, check=check, timeout=timeout)
+        return self.run(*argv, check=check, timeout=timeout, input=input)
 
     def manage(self, *words: str, host: str = "host1", check: bool = True) -> Completed:
         """As root on a host of the fleet."""

@@ -97,6 +97,24 @@ def test_second_start_of_a_job_is_refused_by_the_controller(cluster: Cluster) ->
     cluster.nohype("fleet", "cancel", "twice", "--wait")
 
 
+def test_batch_is_submitted_once_and_cancelled_together(cluster: Cluster) -> None:
+    names = [f"many{number}" for number in range(8)]
+    text = json.dumps([{"name": name, "memory": "64M", "image": "minimal", "minutes": 60} for name in names])
+    for _ in range(2):
+        done = cluster.nohype("fleet", "submit-all", "-", "--id", "batch-1", "--json", input=text)
+        assert [(one["name"], one["error"]) for one in json.loads(done.stdout)] == [(name, "") for name in names]
+        cluster.wait_for(lambda: sorted(cluster.guests()) == names, "the guests")
+    assert all(len(hosts) == 1 for hosts in cluster.guests().values())
+    too_big = json.dumps([*json.loads(text), {"name": "big", "memory": "64G", "image": "minimal"}]).replace("many", "more")
+    refused = cluster.nohype("fleet", "submit-all", "-", check=False, input=too_big)
+    assert refused.status == 1
+    assert "no host of the fleet can have guest big" in refused.stderr
+    cluster.nohype("fleet", "cancel", *names, "--wait", "--timeout", "120")
+    assert not cluster.guests()
+    assert cluster.nohype("fleet", "cancel", "many0", "absent", check=False).status == 1
+    cluster.wait_idle()
+
+
 def test_constraint_that_no_host_can_meet_is_refused_with_a_reason_per_node(cluster: Cluster) -> None:
     refused = submit(cluster, "big", "--cores", "4", "--nic", "", "--nic", "", "--feature", "gpu", check=False)
     assert refused.status == 1

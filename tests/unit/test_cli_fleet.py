@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from orchestrator.cli.main import nohype
-from orchestrator.errors import GuestError
-from orchestrator.fleet import follow, slurm, submit
+from orchestrator.errors import GuestError, RequestError
+from orchestrator.fleet import batch, follow, slurm, submit
 from orchestrator.fleet.journal import Entry
 
 JOB = slurm.Job(
@@ -33,9 +33,9 @@ def fleet(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(
         submit, "submit", lambda wish, *quota: called.update(wish=wish, quota=quota) or replace(JOB, state="PENDING")
     )
-    monkeypatch.setattr(submit, "cancel", lambda _name: replace(JOB, state="COMPLETING"))
+    monkeypatch.setattr(submit, "cancel", lambda *_names: (replace(JOB, state="COMPLETING"),))
     monkeypatch.setattr(follow, "wait_ready", lambda *words: called.update(wait=words) or JOB)
-    monkeypatch.setattr(follow, "wait_ended", lambda *words: called.update(wait=words) or replace(JOB, state="CANCELLED"))
+    monkeypatch.setattr(follow, "wait_ended", lambda *words: called.update(wait=words) or (replace(JOB, state="CANCELLED"),))
     return called
 
 
@@ -56,7 +56,7 @@ def test_cancel_waits_only_if_asked(fleet: dict[str, Any]) -> None:
     assert run("fleet", "cancel", "web").output == "guest web is being ended\n"
     assert "wait" not in fleet
     assert run("fleet", "cancel", "web", "--wait").output == "guest web has ended\n"
-    assert json.loads(run("fleet", "cancel", "web", "--wait", "--json").output)["state"] == "CANCELLED"
+    assert json.loads(run("fleet", "cancel", "web", "--wait", "--json").output)[0]["state"] == "CANCELLED"
 
 
 @pytest.mark.parametrize("words", [REQUEST, ("fleet", "cancel", "web")])
@@ -64,6 +64,38 @@ def test_timeout_requires_wait(words: tuple[str, ...], fleet: dict[str, Any]) ->
     result = run(*words, "--timeout", "9")
     assert (result.exit_code, "--timeout requires --wait" in result.output) == (2, True)
     assert not fleet
+
+
+BATCH = '[{"name": "a", "memory": "64M", "image": "minimal"}, {"name": "b", "id": "mine", "memory": "64M", "image": "minimal"}]'
+
+
+def run_batch(monkeypatch: pytest.MonkeyPatch, text: bytes | str, *words: str) -> Result:
+    def submit_batch(wishes: tuple[submit.Wish, ...], *_: object) -> tuple[batch.Outcome, ...]:
+        first, *others = (batch.Outcome(wish.request.name, wish.guest_id, 1, "PENDING") for wish in wishes)
+        return (first, *(replace(one, job=0, state="", error="no room") for one in others))
+
+    monkeypatch.setattr(batch, "submit_batch", submit_batch)
+    return CliRunner().invoke(nohype, ["fleet", "submit-all", "-", *words], input=text, standalone_mode=False)
+
+
+def test_batch_shows_an_outcome_per_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_batch(monkeypatch, BATCH, "--id", "run-1", "--json")
+    shown = json.loads(result.stdout)
+    assert [(one["name"], one["guest_id"], one["error"]) for one in shown] == [("a", "run-1:a", ""), ("b", "mine", "no room")]
+    assert result.return_value == 1
+    assert result.stderr == "to repeat the command: --id run-1\n"
+
+
+def test_batch_invents_a_prefix_of_ids_and_prints_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run_batch(monkeypatch, BATCH, "--json")
+    prefix = result.stderr.split()[-1]
+    assert json.loads(result.stdout)[0]["guest_id"] == f"{prefix}:a"
+    assert run_batch(monkeypatch, BATCH, "--json").stderr.split()[-1] != prefix
+
+
+@pytest.mark.parametrize("text", [b"\xff", "{}", "[1]"])
+def test_batch_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, text: bytes | str) -> None:
+    assert isinstance(run_batch(monkeypatch, text).exception, RequestError)
 
 
 def test_failed_wait_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +121,7 @@ def test_json_of_all_commands_has_the_same_fields() -> None:
     shown = json.loads(run("fleet", "show", "web", "--json").output)
     assert [shown] == json.loads(run("fleet", "list", "--json").output)
     assert shown == json.loads(run(*REQUEST, "--wait", "--json").stdout)
-    assert shown.keys() == json.loads(run("fleet", "cancel", "web", "--json").output).keys()
+    assert shown.keys() == json.loads(run("fleet", "cancel", "web", "--json").output)[0].keys()
 
 
 def test_text_of_a_guest_cannot_control_the_terminal() -> None:

@@ -139,10 +139,10 @@ def test_forgotten_guest_fails_the_wait(monkeypatch: pytest.MonkeyPatch) -> None
 def test_wait_for_the_end_includes_the_epilog(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = replace(RUNNING, state="CANCELLED", number=8)
     Controller(monkeypatch, RUNNING, replace(RUNNING, state="COMPLETING"), ended)
-    assert follow.wait_ended("web", "order-1") == ended
+    assert follow.wait_ended([RUNNING]) == (ended,)
     Controller(monkeypatch, replace(ended, number=7))
     with pytest.raises(GuestError, match="were not released: epilog of job 7: guest web is quarantined"):
-        follow.wait_ended("web", "order-1")
+        follow.wait_ended([ended])
 
 
 def test_log_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,10 @@ from orchestrator.errors import Conflict, NotFound, OrchestratorError, QuotaExce
 from orchestrator.fleet import slurm, submit
 from orchestrator.fleet.quota import Quota, check_quota, read_quota
 from orchestrator.fleet.slurm import Use
+from tests.harness.played_slurm import NODE, Controller
 
 FIELDS: dict[str, Any] = {"memory": "256M", "image": "minimal"}
-NODE = slurm.NodeState("host1", "IDLE", 99, 2, 99_999, 99, ("sriov",), "")
 FILE = '[tenants.acme]\ncores = 4\nmemory = "1G"\nvfs = 2\n[tenants.free]\n'
-
-
-class Controller:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.jobs: list[slurm.Job] = []
-        self.forgets = 0
-        self._numbers = itertools.count(1)
-        monkeypatch.setattr(slurm, "check_version", lambda: None)
-        monkeypatch.setattr(slurm, "read_nodes", lambda: (NODE,))
-        monkeypatch.setattr(slurm, "read_jobs", lambda name="": tuple(job for job in self.jobs if name in ("", job.name)))
-        monkeypatch.setattr(slurm, "read_tenant_uses", lambda tenant: tuple(
-            Use(job.number, 1, 256, 1) for job in self.jobs if job.tenant == tenant and not job.has_ended
-        ))  # fmt: skip
-        monkeypatch.setattr(slurm, "submit_job", self.accept)
-        monkeypatch.setattr(slurm, "release_job", self.release)
-        monkeypatch.setattr(slurm, "cancel_job", lambda number: self.change(number, state="CANCELLED"))
-        monkeypatch.setattr(submit.time, "sleep", lambda _seconds: None)
-
-    def accept(self, options: list[str], _script: str) -> int:
-        given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
-        job = slurm.Job(next(self._numbers), "PENDING", "", given["job-name"], "", given["comment"])
-        self.jobs.append(replace(job, tenant=given.get("account", ""), is_held="hold" in given))
-        return job.number
-
-    def release(self, number: int) -> None:
-        if self.forgets:
-            self.forgets -= 1
-        else:
-            self.change(number, is_held=False)
-
-    def change(self, number: int, **fields: Any) -> None:
-        self.jobs = [replace(job, **fields) if job.number == number else job for job in self.jobs]
-
-    def released(self) -> list[str]:
-        return [job.name for job in self.jobs if not job.is_held and not job.has_ended]
 
 
 def submit_guest(name: str, quota: Quota) -> slurm.Job:

@@ -215,7 +215,7 @@ class FakeController:
         monkeypatch.setattr(slurm, "read_jobs", lambda name="": tuple(job for job in self.jobs if name in ("", job.name)))
         monkeypatch.setattr(slurm, "read_nodes", lambda: tuple(slurm.parse_nodes(nodes)))
         monkeypatch.setattr(slurm, "submit_job", self.accept)
-        monkeypatch.setattr(slurm, "cancel_job", self.cancelled.append)
+        monkeypatch.setattr(slurm, "cancel_jobs", self.cancelled.extend)
         monkeypatch.setattr(submit.time, "sleep", self.sleep)
         monkeypatch.setattr(submit.time, "monotonic", lambda: self.slept)
 
@@ -291,14 +291,15 @@ def test_cancel_is_repeated_until_the_controller_has_saved_it(monkeypatch: pytes
     controller.add(3, state="FAILED")  # an earlier guest of this name
     controller.add(5, state="RUNNING")
 
-    def cancel(number: int) -> None:
+    def cancel(numbers: list[int]) -> None:
+        (number,) = numbers
         controller.cancelled.append(number)
         if len(controller.cancelled) > forgets:
             controller.jobs.pop()
             controller.add(number, state="COMPLETING")
 
-    monkeypatch.setattr(slurm, "cancel_job", cancel)
-    assert submit.cancel("web").number == 5
+    monkeypatch.setattr(slurm, "cancel_jobs", cancel)
+    assert [job.number for job in submit.cancel("web")] == [5]
     assert controller.cancelled == [5] * (forgets + 1)
     assert controller.slept >= slurm.SAVE_SECONDS
 

@@ -1,0 +1,232 @@
+"""Submits many guests with one command. All are checked before the first is submitted, and each runs once or never."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from orchestrator.errors import CommandError, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.fleet import slurm
+from orchestrator.fleet.follow import wait_all_ready
+from orchestrator.fleet.quota import Quota, check_quota
+from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
+from orchestrator.fleet.steps import summarize
+from orchestrator.fleet.submit import (
+    NO_QUOTA,
+    Wish,
+    check_deadline,
+    check_room,
+    read_wish,
+    select_job,
+    submit,
+    submit_once,
+    wait_until_orphans_ended,
+)
+
+_WORKERS = 4
+"""The controller serves submissions one after the other; more of them only wait."""
+
+
+class Constraints(BaseModel):
+    """What an element of the list has beside the guest's request; see `submit.Wish`."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    features: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    minutes: int | None = None
+    anti_affinity: str | None = None
+    deadline: str | None = None
+    requeue: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a guest. ``error`` says why it is not in the fleet (then ``job`` is 0), not known, or not ready."""
+
+    name: str
+    guest_id: str
+    job: int = 0
+    state: str = ""
+    error: str = ""
+
+
+def read_batch(text: str, prefix: str = "", tenant: str = "") -> tuple[Wish, ...]:
+    """Reads a JSON list of requests, each an object with the fields of a guest's request and of `Constraints`.
+
+    Args:
+        prefix: a guest without an id gets ``PREFIX:NAME``; if empty, a new one.
+        tenant: of all guests.
+
+    Raises RequestError for the first element that is invalid, or has the name or id of an earlier one.
+    """
+    try:
+        elements = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"the guests are not JSON: {error}", "give a list of objects, one per guest") from None
+    if not isinstance(elements, list) or not elements:
+        raise RequestError("the guests are not a JSON list with at least one element", "give a list of objects, one per guest")
+    wishes = tuple(_read_element(number, element, prefix, tenant) for number, element in enumerate(elements, 1))
+    for what, values in (("name", [wish.request.name for wish in wishes]), ("id", [wish.guest_id for wish in wishes])):
+        if repeated := [value for value, count in Counter(values).items() if count > 1]:
+            raise RequestError(f"{what} {repeated[0]} is given to several guests", f"give each guest its own {what}")
+    return wishes
+
+
+def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outcome, ...]:
+    """Submits guests of one tenant, or of the operators, and returns when the controller cannot forget them any more.
+
+    An error of a single guest after the checks is its outcome. A repeated call submits only what the fleet does not have.
+
+    Raises:
+        NoRoom: no node can ever have one of the guests. As with all errors here, no guest was submitted.
+        QuotaExceeded: the guests and the other guests of the tenant exceed the quota together.
+        Conflict: the fleet has another guest of one of the names.
+        RequestError: one of the guests cannot end by its deadline.
+        OrchestratorError: the controller does not respond.
+    """
+    slurm.check_version()
+    jobs = _group(slurm.read_jobs())
+    new = [wish for wish in wishes if not select_job(wish, jobs[wish.request.name])]
+    _check(new, quota)
+    done: dict[str, Outcome] = {}
+
+    def find_left() -> list[Wish]:
+        return [wish for wish in wishes if wish.guest_id not in done]
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        done |= _index(outcome for outcome in pool.map(_submit, new) if outcome)
+        if new:
+            time.sleep(SAVE_SECONDS)
+        done |= _index(_release(find_left(), quota))
+        done |= _index(_wait_for_forgotten(find_left()))
+        jobs = _group(slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS))
+        done |= _index(pool.map(lambda wish: _complete(wish, quota, jobs[wish.request.name]), find_left()))
+    return tuple(done[wish.guest_id] for wish in wishes)
+
+
+def wait_batch(outcomes: Sequence[Outcome], seconds: float | None = None) -> tuple[Outcome, ...]:
+    """Waits until each guest has reported ready, as `follow.wait_ready` does. ``seconds`` is for all of them.
+
+    An error of a single guest is its outcome. Raises OrchestratorError if the controller does not respond.
+    """
+    submitted = [outcome for outcome in outcomes if not outcome.error]
+    results = wait_all_ready([(outcome.name, outcome.guest_id) for outcome in submitted], seconds)
+    found = {outcome.guest_id: _conclude(outcome, result) for outcome, result in zip(submitted, results, strict=True)}
+    return tuple(found.get(outcome.guest_id, outcome) for outcome in outcomes)
+
+
+def _conclude(outcome: Outcome, result: slurm.Job | OrchestratorError) -> Outcome:
+    if isinstance(result, OrchestratorError):
+        return replace(outcome, error=summarize(result))
+    return replace(outcome, state=result.state)
+
+
+def _read_element(number: int, element: object, prefix: str, tenant: str) -> Wish:
+    if not isinstance(element, Mapping):
+        raise RequestError(f"guest {number}: not an object", 'give objects such as {"name": "web", "memory": "1G"}')
+    where = f"guest {number} ({element['name']})" if isinstance(element.get("name"), str) else f"guest {number}"
+    fields: dict[str, Any] = {key: value for key, value in element.items() if key not in Constraints.model_fields}
+    if prefix and not fields.get("id"):
+        fields["id"] = f"{prefix}:{fields.get('name')}"
+    try:
+        more = Constraints.model_validate({key: element[key] for key in Constraints.model_fields if key in element})
+        return read_wish(
+            fields, more.features, more.minutes, group=more.anti_affinity, deadline=more.deadline, tenant=tenant,
+            requeue=more.requeue,
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise RequestError(f"{where}: {field}: {first['msg']}", "see docs/fleet.md for the fields") from None
+    except RequestError as error:
+        raise RequestError(f"{where}: {error.message}", error.hint) from None
+
+
+def _group(jobs: Iterable[slurm.Job]) -> dict[str, list[slurm.Job]]:
+    """By name."""
+    found: dict[str, list[slurm.Job]] = defaultdict(list)
+    for job in jobs:
+        found[job.name].append(job)
+    return found
+
+
+def _check(wishes: Sequence[Wish], quota: Quota) -> None:
+    nodes = slurm.read_nodes() if wishes else ()
+    for wish in wishes:
+        check_room(wish, nodes)
+        check_deadline(wish)
+    if wishes and (tenant := wishes[0].tenant):
+        uses = [wish.use for wish in wishes]
+        own = Use(0, sum(use.cores for use in uses), sum(use.memory for use in uses), sum(use.vfs for use in uses))
+        check_quota(tenant, quota, own, slurm.read_tenant_uses(tenant))
+
+
+def _index(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
+    return {outcome.guest_id: outcome for outcome in outcomes}
+
+
+def _fail(wish: Wish, error: OrchestratorError) -> Outcome:
+    return Outcome(wish.request.name, wish.guest_id, error=summarize(error))
+
+
+def _submit(wish: Wish) -> Outcome | None:
+    """None if the controller has acknowledged the guest."""
+    try:
+        submit_once(wish)
+    except OrchestratorError as error:
+        return _fail(wish, error)
+    return None
+
+
+def _release(wishes: Sequence[Wish], quota: Quota) -> list[Outcome]:
+    """Releases the guests of a tenant that are within the quota, and withdraws the others: their outcomes are returned."""
+    if not wishes or not (tenant := wishes[0].tenant):
+        return []
+    jobs = {job.guest_id: job for job in slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS) if job.tenant == tenant}
+    held = [(job, wish) for wish in wishes if (job := jobs.get(wish.guest_id)) and job.is_held and job.state == "PENDING"]
+    uses = sorted(slurm.retry(lambda: slurm.read_tenant_uses(tenant), CONTROLLER_SECONDS), key=lambda use: use.number)
+    withdrawn = {}
+    for job, wish in held:
+        try:
+            check_quota(tenant, quota, wish.use, [use for use in uses if use.number < job.number])
+        except QuotaExceeded as error:
+            withdrawn[job.number] = _fail(wish, error)
+    released = [job.number for job, _ in held if job.number not in withdrawn]
+    with suppress(CommandError):  # what was not released or withdrawn is found when the jobs are read again
+        if withdrawn:
+            slurm.cancel_jobs(withdrawn)
+        if released:
+            slurm.release_jobs(released)
+    if held:
+        time.sleep(SAVE_SECONDS)
+    return list(withdrawn.values())
+
+
+def _wait_for_forgotten(wishes: Sequence[Wish]) -> list[Outcome]:
+    """Returns when guests that the controller has forgotten can be submitted again, with outcomes if they cannot."""
+    known = {job.guest_id for job in slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)}
+    if forgotten := [wish for wish in wishes if wish.guest_id not in known]:
+        try:
+            wait_until_orphans_ended(*forgotten)
+        except OrchestratorError as error:
+            return [_fail(wish, error) for wish in forgotten]
+    return []
+
+
+def _complete(wish: Wish, quota: Quota, jobs: Sequence[slurm.Job]) -> Outcome:
+    """Most guests are complete. Others were forgotten, or are held because a release was forgotten, or by an operator."""
+    try:
+        job = select_job(wish, jobs)
+        if not job or (job.is_held and job.state == "PENDING"):
+            job = submit(wish, quota)
+        return Outcome(wish.request.name, wish.guest_id, job.number, job.state)
+    except OrchestratorError as error:
+        return _fail(wish, error)

@@ -1,0 +1,184 @@
+"""Many guests at once: all are checked before the first is submitted, each is submitted once, and the quota holds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import CommandError, Conflict, NoRoom, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.fleet import batch, follow, slurm, submit
+from orchestrator.fleet.quota import Quota
+from tests.harness.played_slurm import Controller
+
+REQUEST = {"memory": "256M", "image": "minimal"}
+
+
+def write(*names: str, **more: Any) -> str:
+    return json.dumps([{"name": name, **REQUEST, **more} for name in names])
+
+
+def names_of(controller: Controller) -> list[str]:
+    return sorted(job.name for job in controller.jobs if not job.has_ended)
+
+
+def test_batch_has_all_constraints() -> None:
+    more = {"features": ["rack-1"], "minutes": 5, "anti_affinity": "web", "deadline": "2030-01-31T18:00Z", "requeue": True}
+    (wish,) = batch.read_batch(write("a", **more), "run-1", "acme")
+    assert (wish.features, wish.minutes, wish.group, wish.requeue) == (("rack-1",), 5, "web", True)
+    assert (wish.deadline, wish.tenant, wish.guest_id) == ("2030-01-31T18:00:00Z", "acme", "run-1:a")
+    assert wish.request.memory == "256M"
+
+
+def test_ids_of_the_file_are_kept_and_others_are_new() -> None:
+    text = json.dumps([{"name": "a", "id": "mine", **REQUEST}, {"name": "b", **REQUEST}])
+    assert [wish.guest_id for wish in batch.read_batch(text, "run-1")] == ["mine", "run-1:b"]
+    assert len(batch.read_batch(text)[1].guest_id) == 36
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[", "the guests are not JSON"),
+        ("[]", "not a JSON list with at least one element"),
+        ('{"name": "a"}', "not a JSON list"),
+        ('["a"]', "guest 1: not an object"),
+        (write("a", "b", "a"), "name a is given to several guests"),
+        (write("a", "b", id="same"), "id same is given to several guests"),
+        (write("a", minutes="5"), r"guest 1 \(a\): minutes"),
+        (write("a", minutes=0), r"guest 1 \(a\): minutes is 0"),
+        (write("a", minutes=True), r"guest 1 \(a\): minutes"),
+        (write("a", features="rack"), r"guest 1 \(a\): features"),
+        (write("a", deadline="soon"), r"guest 1 \(a\): 'soon' is not a time"),
+        (write("a", colour="red"), r"guest 1 \(a\): .*colour"),
+        (write("A b"), r"guest 1 \(A b\): .*name"),
+        (json.dumps([REQUEST]), "guest 1: .*name"),
+    ],
+)
+def test_invalid_batch_names_the_element(text: str, error: str) -> None:
+    with pytest.raises(RequestError, match=error):
+        batch.read_batch(text)
+
+
+def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    wishes = batch.read_batch(write("a", "b", "c"), "run-1")
+    outcomes = batch.submit_batch(wishes)
+    assert [(one.name, one.guest_id, one.state, one.error) for one in outcomes] == [
+        (name, f"run-1:{name}", "PENDING", "") for name in "abc"
+    ]
+    assert batch.submit_batch(wishes) == outcomes
+    assert batch.submit_batch(batch.read_batch(write("a", "b", "c", "d"), "run-1"))[:3] == outcomes
+    assert names_of(controller) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (write("a", "b", cores=100), NoRoom),
+        (write("a", "b", features=["gpu"]), NoRoom),
+        (write("a", "b", deadline="2020-01-31T18:00Z"), RequestError),
+        (write("a", "taken"), Conflict),
+    ],
+)
+def test_no_guest_is_submitted_if_one_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, error: type[Exception]) -> None:
+    controller = Controller(monkeypatch)
+    controller.accept(["--job-name=taken", "--comment=another"], "")
+    with pytest.raises(error):
+        batch.submit_batch(batch.read_batch(text))
+    assert names_of(controller) == ["taken"]
+
+
+def test_quota_holds_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    wishes = batch.read_batch(write("a", "b", "c"), "run-1", "acme")
+    with pytest.raises(QuotaExceeded, match="3 of 2 cores"):
+        batch.submit_batch(wishes, Quota(cores=2))
+    assert names_of(controller) == []
+    assert not [one.error for one in batch.submit_batch(wishes, Quota(cores=3)) if one.error]
+    assert sorted(controller.released()) == ["a", "b", "c"]
+
+
+def test_guest_beyond_the_quota_because_of_another_command_is_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    wishes = batch.read_batch(write("a", "b"), "run-1", "acme")
+    check = batch.check_quota
+    calls: list[object] = []
+
+    def check_and_let_another_in(*words: Any) -> None:
+        check(*words)
+        if not calls:
+            controller.accept(["--job-name=other", "--comment=other", "--account=acme"], "")
+        calls.append(words)
+
+    monkeypatch.setattr(batch, "check_quota", check_and_let_another_in)
+    first, second = sorted(batch.submit_batch(wishes, Quota(cores=2)), key=lambda one: one.error)
+    assert not first.error
+    assert "quota of tenant acme exceeded" in second.error
+    assert second.job == 0
+    assert sorted(controller.released()) == sorted([first.name, "other"])
+
+
+def test_release_that_the_controller_forgets_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    controller.forgets = 1
+    assert not any(one.error for one in batch.submit_batch(batch.read_batch(write("a", "b"), "x", "acme"), Quota()))
+    assert sorted(controller.released()) == ["a", "b"]
+
+
+def test_error_of_one_guest_is_its_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+
+    def refuse(options: list[str], script: str) -> int:
+        if "--job-name=b" in options:
+            raise CommandError("sbatch: the disk is full", "check it")
+        return controller.accept(options, script)
+
+    monkeypatch.setattr(slurm, "submit_job", refuse)
+    first, second = batch.submit_batch(batch.read_batch(write("a", "b"), "run-1"))
+    assert (first.error, second.job) == ("", 0)
+    assert "the disk is full" in second.error
+    assert names_of(controller) == ["a"]
+
+
+def test_forgotten_guest_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] == slurm.SAVE_SECONDS:  # it is killed before it has saved them
+            controller.jobs = [job for job in controller.jobs if job.name != "b"]
+
+    monkeypatch.setattr(submit.time, "sleep", sleep)
+    monkeypatch.setattr(submit.time, "monotonic", lambda: clock[0])
+    assert [one.error for one in batch.submit_batch(batch.read_batch(write("a", "b"), "run-1"))] == ["", ""]
+    assert clock[0] >= submit.ORPHAN_SECONDS
+    assert names_of(controller) == ["a", "b"]
+
+
+def test_wait_reports_the_error_of_each_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def wait(guests: list[tuple[str, str]], seconds: float | None) -> tuple[slurm.Job | OrchestratorError, ...]:
+        asked.append((guests, seconds))
+        return (slurm.Job(1, "RUNNING", "host1", "a", "", "x:a"), NoRoom("guest b has ended", ()))
+
+    monkeypatch.setattr(batch, "wait_all_ready", wait)
+    given = [batch.Outcome(name, f"x:{name}", 1, "PENDING", "refused" if name == "c" else "") for name in "abc"]
+    first, second, third = batch.wait_batch(given, 9)
+    assert (first.state, first.error) == ("RUNNING", "")
+    assert "guest b has ended" in second.error
+    assert third == given[2]
+    assert asked == [([("a", "x:a"), ("b", "x:b")], 9)]
+
+
+def test_wait_for_several_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(follow.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    monkeypatch.setattr(slurm, "read_jobs", lambda name: (slurm.Job(1, "PENDING", "", name, "", name),))
+    results = follow.wait_all_ready([("a", "a"), ("b", "b")], 10)
+    assert all("timed out after 10 s" in str(result) for result in results)
+    assert clock[0] < 12
