@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from fleet_scale_played import PORT
 
 from orchestrator.client.host_shapes import Host
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
+from orchestrator.fleet.journal import What, build_comment, make_entry
 from orchestrator.fleet.node import build_nodes
 from orchestrator.host.pci import DEVICES
 from tests.fakes.server import Server
@@ -50,6 +52,8 @@ SERVER = Server(cores=8, nodes=1, vfs=4, pages=512)
 SINGLE = 10
 """Guests that are submitted one at a time."""
 SAVED = 15.0
+START_SECONDS = 25.0
+"""From the start of the controller it starts no guest for 20 s."""
 IDLE_LIMIT, START_LIMIT, RESTART_LIMIT = 1.0, 15.0, 3.0
 COSTS = "/run/nohype/costs"
 _ASK = """\
@@ -115,6 +119,7 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Re
         cluster.wait_for(lambda: count_nodes(cluster, "idle") == hosts, "all nodes are idle", timeout=600)
         result.command = measure_command(cluster)
         result.started_slurmds, result.memory = time.time() - begin, read_used() - used
+        time.sleep(START_SECONDS)
         for number in range(SINGLE):
             result.singles[f"single{number}"] = time.time()
             submit(cluster, [f"single{number}"])
@@ -189,7 +194,11 @@ def build_bash() -> dict[str, str]:
         return _ASK.format(port=PORT, request=request + "\\r\\n" + ("%s" if body else ""), words=words, status=status)
 
     record = "/run/nohype/records/$SLURM_JOB_ID"
-    report = '[[ $job =~ Comment=([^[:space:]]+) ]]\nscontrol update JobId=$SLURM_JOB_ID Comment="${BASH_REMATCH[1]} started"\n'
+    entry = build_comment("", [make_entry(What.STARTED, "guest runs")])
+    report = (
+        '[[ $job =~ Comment=([^[:space:]]+) ]]\nscontrol update JobId=$SLURM_JOB_ID Comment="${BASH_REMATCH[1]}"'
+        + f"{shlex.quote(entry)}\n"
+    )
     name = "[[ $job =~ JobName=([^[:space:]]+) ]]\n"
     scripts = {
         "prolog": f"{ask}{name}{call('GET', 200)}echo ${{BASH_REMATCH[1]}} > {record}\n",
@@ -232,7 +241,8 @@ def played(folder: Path, holder: int, hosts: int) -> Iterator[subprocess.Popen[s
 def submit(cluster: Cluster, names: Sequence[str]) -> None:
     """Returns when the controller cannot forget the guests any more."""
     guests = [{"name": name, "memory": "64M", "image": "minimal"} for name in names]
-    cluster.nohype("fleet", "submit-all", "-", "--id", "scale", input=json.dumps(guests), timeout=900)
+    done = cluster.nohype("fleet", "submit-all", "-", "--id", "scale", input=json.dumps(guests), timeout=900, check=False)
+    assert done.status == 0, done.stdout
 
 
 def read_last_submission(cluster: Cluster) -> float:
