@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import RequestError
 from orchestrator.fleet.apart import GRES_NAMES, build_gres
+from orchestrator.fleet.hostlist import expand
 from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode, find_host
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
@@ -16,6 +17,7 @@ from orchestrator.values import CpuSet
 FOLDER = "/etc/slurm"
 NODES_FILE, GRES_FILE, START_FILE = "nohype-nodes.conf", "gres.conf", "nohype-start"
 FIRST_PORT = 17000
+_PER_NODE = ("NodeName", "NodeHostname", "NodeAddr", "Port")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._/+-]+")
 _COMMON = """\
@@ -242,9 +244,28 @@ def _device(vf: object) -> str:
 
 
 def _parse(text: str) -> list[dict[str, str]]:
-    """Lines of Slurm's configuration, with the spelling of `build_node_lines`."""
+    """Lines of Slurm's configuration, with the spelling of `build_node_lines`; one with ranges counts as several lines.
+
+    Raises RequestError for an invalid range.
+    """
     lines = (line.split("#", 1)[0].split() for line in text.splitlines())
-    return [dict(word.split("=", 1) for word in words if "=" in word) for words in lines if words]
+    return [one for words in lines if words for one in _expand(dict(word.split("=", 1) for word in words if "=" in word))]
+
+
+def _expand(line: dict[str, str]) -> list[dict[str, str]]:
+    """A value that is not a range is that of all nodes. A range of files belongs to each node."""
+    if not any("[" in value for value in line.values()):
+        return [line]
+    names = expand(line.get("NodeName", ""))
+    columns = {key: expand(line[key]) for key in _PER_NODE if key in line}
+    if wrong := [key for key, values in columns.items() if len(values) not in (1, len(names))]:
+        raise RequestError(f"NodeName={line['NodeName']} has {len(names)} names, {wrong[0]} another number", "correct the range")
+    files = expand(line["File"]) if "File" in line else [""]
+    return [
+        {**line, **{key: values[number % len(values)] for key, values in columns.items()}, **({"File": file} if file else {})}
+        for number in range(len(names))
+        for file in files
+    ]
 
 
 def _list_files(lines: Iterable[dict[str, str]]) -> dict[str, list[str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.fleet.hostlist import expand
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
 from tests.harness.fleet_kills import run_kills
@@ -113,6 +114,11 @@ def test_batch_is_submitted_once_and_cancelled_together(cluster: Cluster) -> Non
     assert not cluster.guests()
     assert cluster.nohype("fleet", "cancel", "many0", "absent", check=False).status == 1
     cluster.wait_idle()
+
+
+@pytest.mark.parametrize("text", ["a,b-n0", "h[08-11]", "h[001,3-4,007]", "h[1-2]-n[0]", "rack[1-2]h[1-2],x"])
+def test_ranges_are_those_of_slurm(cluster: Cluster, text: str) -> None:
+    assert cluster.run("scontrol", "show", "hostnames", text).stdout.split() == expand(text)
 
 
 def test_constraint_that_no_host_can_meet_is_refused_with_a_reason_per_node(cluster: Cluster) -> None:

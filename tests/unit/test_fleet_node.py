@@ -207,6 +207,41 @@ def test_each_difference_is_found(change: Any, message: str) -> None:
     assert re.search(message, found[0])
 
 
+def write_ranges() -> tuple[str, str]:
+    """Three equal hosts in one line, as an operator of a large fleet writes them."""
+    nodes, gres = files(example())
+    for key in ("NodeName", "NodeHostname", "NodeAddr"):
+        nodes = nodes.replace(f"{key}=a ", f"{key}=h[08-10] ")
+    line = gres.splitlines()[0].replace("NodeName=a ", "NodeName=h[08-10] ").replace("10.0", "10.[0-1]")
+    return nodes, line + "\n"
+
+
+@pytest.mark.parametrize("name", ["h08", "h10"])
+def test_ranges_are_read(name: str) -> None:
+    assert find_differences(build_nodes(example(), name), name, *write_ranges()) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda nodes, gres: (nodes.replace("08-10", "09-10"), gres), "does not have node h08"),
+        (lambda nodes, gres: (nodes + nodes.replace("08-10", "07-08"), gres), "has node h08 twice"),
+        (lambda nodes, gres: (nodes, gres.replace("[0-1]", "[0-2]")), "gres.conf has 3 VFs, the host 2"),
+        (lambda nodes, gres: (nodes, gres.replace("h[08-10]", "h[09-10]")), "gres.conf has 0 VFs, the host 2"),
+    ],
+)
+def test_differences_in_ranges_are_found(change: Any, message: str) -> None:
+    found = find_differences(build_nodes(example(), "h08"), "h08", *change(*write_ranges()))
+    assert len(found) == 1
+    assert re.search(message, found[0])
+
+
+def test_range_of_another_length_is_refused() -> None:
+    nodes, gres = write_ranges()
+    with pytest.raises(RequestError, match="has 3 names, NodeAddr another number"):
+        find_differences(build_nodes(example(), "h08"), "h08", nodes.replace("NodeAddr=h[08-10]", "NodeAddr=h[08-09]"), gres)
+
+
 def test_other_cores_of_the_same_number_are_a_difference() -> None:
     """Slurm would see no difference, and guests would get other cores."""
     moved = host(core("0,4"), core("1,5"), core("2,6"), core("3,7", use="housekeeping"))
