@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -54,6 +55,9 @@ def test_guest_runs_on_what_slurm_allocated_and_is_gone_after_cancel(cluster: Cl
     assert guest["vf"]
     assert guest["vf"]["address"] == str(node.vfs[0])
     assert guest["id"] == "order-1"
+    code = "from orchestrator.fleet.processes import find_job_scripts; print(*find_job_scripts())"
+    scripts = cluster.run("env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code).stdout
+    assert scripts == "('host1-n0', 1)\n"
     again = submit(cluster, "web", "--cores", "2", "--id", "order-1")  # a repetition shows the same job
     assert json.loads(cluster.nohype("fleet", "show", "web", "--json").stdout)["number"] == 1
     assert "job:       1\n" in again.stdout

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -372,23 +374,42 @@ def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, mo
     assert not steps.find_records_without_job(site.records)
 
 
-def test_forgotten_job_whose_script_still_runs_is_left_to_its_epilog(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def child_of(parent: Path, environment: dict[str, str]) -> Iterator[None]:
+    """A process with this environment, whose parent is a script of this name."""
+    parent.write_text("#!/bin/sh\nsleep 1000 &\necho ready\nwait\n")
+    parent.chmod(0o755)
+    with subprocess.Popen([parent], env=environment, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_forgotten_job_whose_script_still_runs_is_left_to_its_epilog(
+    site: steps.Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Without its record, the Epilog would not end a guest that the script is about to start."""
     monkeypatch.setattr(slurm, "write_comment", lambda _node, _text: None)
     monkeypatch.setattr(slurm, "read_job", lambda _number: None)
     job = 1_000_000 + os.getpid()  # tests of other processes see this script, too
     own = replace(record(), job=job)
     prolog = {"SLURM_SCRIPT_CONTEXT": "prolog_slurmd"}
-    for node, more, found in (("a-n0", {}, (own,)), (NODE, prolog, (own,)), (NODE, {}, ())):
+    is_root = os.geteuid() == 0
+    for parent, node, more, found in (
+        ("slurmstepd", "a-n0", {}, (own,)),
+        ("slurmstepd", NODE, prolog, (own,)),
+        ("sh", NODE, {}, (own,)),  # any user can set the variables
+        ("slurmstepd", NODE, {}, () if is_root else (own,)),
+    ):
         steps.run_prolog(site, NODE, job)
         environment = {"SLURM_JOB_ID": str(job), "SLURMD_NODENAME": node, "PATH": os.environ["PATH"], **more}
-        with subprocess.Popen(["sleep", "1000"], env=environment) as script:
-            try:
-                assert steps.end_guests_without_job(site) == found
-                assert check_host(site, NODE).ended == ()
-            finally:
-                script.kill()
-    assert steps.end_guests_without_job(site) == (own,)
+        with child_of(tmp_path / parent, environment):
+            assert steps.end_guests_without_job(site) == found
+            assert check_host(site, NODE).ended == ()
+    assert steps.end_guests_without_job(site) == ((own,) if is_root else ())
 
 
 def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
