@@ -33,6 +33,7 @@ from orchestrator.fleet.submit import (
 
 _WORKERS = 4
 """The controller serves submissions one after the other; more of them only wait."""
+_MAX_DIGITS = 20
 
 
 class Constraints(BaseModel):
@@ -67,10 +68,7 @@ def read_batch(text: str, prefix: str = "", tenant: str = "") -> tuple[Wish, ...
 
     Raises RequestError for the first element that is invalid, or has the name or id of an earlier one.
     """
-    try:
-        elements = json.loads(text)
-    except ValueError as error:
-        raise RequestError(f"the guests are not JSON: {error}", "give a list of objects, one per guest") from None
+    elements = _parse(text)
     if not isinstance(elements, list) or not elements:
         raise RequestError("the guests are not a JSON list with at least one element", "give a list of objects, one per guest")
     wishes = tuple(_read_element(number, element, prefix, tenant) for number, element in enumerate(elements, 1))
@@ -127,6 +125,30 @@ def _conclude(outcome: Outcome, result: slurm.Job | OrchestratorError) -> Outcom
     if isinstance(result, OrchestratorError):
         return replace(outcome, error=summarize(result))
     return replace(outcome, state=result.state)
+
+
+def _parse(text: str) -> object:
+    """Raises RequestError."""
+    try:
+        return json.loads(text, object_pairs_hook=_build_object, parse_int=_parse_integer)
+    except RecursionError:
+        reason = "nested too deeply"
+    except ValueError as error:
+        reason = str(error)
+    raise RequestError(f"the guests are not JSON: {reason}", "give a list of objects, one per guest")
+
+
+def _build_object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A field that is given twice would have its last value without notice."""
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"an object has the field {repeated[0]!r:.80} twice")
+    return dict(pairs)
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"the number {text[:_MAX_DIGITS]}... is too long")
+    return int(text)
 
 
 def _read_element(number: int, element: object, prefix: str, tenant: str) -> Wish:

@@ -54,6 +54,10 @@ def test_ids_of_the_file_are_kept_and_others_are_new() -> None:
         (write("a", colour="red"), r"guest 1 \(a\): .*colour"),
         (write("A b"), r"guest 1 \(A b\): .*name"),
         (json.dumps([REQUEST]), "guest 1: .*name"),
+        ("[" * 100_000, "the guests are not JSON: nested too deeply"),
+        ('[{"name": "a", "features": ' + "[" * 5000 + "]" * 5000 + "}]", "the guests are not JSON: nested too deeply"),
+        ('[{"name": "a", "memory": "1G", "memory": "2G"}]', "not JSON: an object has the field 'memory' twice"),
+        ('[{"name": "a", "minutes": ' + "9" * 5000 + "}]", "not JSON: the number 99999999999999999999... is too long"),
     ],
 )
 def test_invalid_batch_names_the_element(text: str, error: str) -> None:
