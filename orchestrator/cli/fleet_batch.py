@@ -35,6 +35,8 @@ def submit_all(
     --id, never starts a guest twice. Exit status 1 if a guest was not submitted, or with --wait is not ready.
     """
     check_wait(wait=wait, timeout=timeout)
+    if prefix == "":  # such as that of a variable that is not set; a new one for each command would start guests again
+        raise click.UsageError("--id is empty")
     try:
         text = file.read().decode()
     except UnicodeDecodeError as error:

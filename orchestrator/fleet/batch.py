@@ -156,7 +156,7 @@ def _read_element(number: int, element: object, prefix: str, tenant: str) -> Wis
         raise RequestError(f"guest {number}: not an object", 'give objects such as {"name": "web", "memory": "1G"}')
     where = f"guest {number} ({element['name']})" if isinstance(element.get("name"), str) else f"guest {number}"
     fields: dict[str, Any] = {key: value for key, value in element.items() if key not in Constraints.model_fields}
-    if prefix and not fields.get("id"):
+    if prefix and fields.get("id") is None:
         fields["id"] = f"{prefix}:{fields.get('name')}"
     try:
         more = Constraints.model_validate({key: element[key] for key in Constraints.model_fields if key in element})

@@ -103,7 +103,7 @@ def read_wish(
     deadline: str | None = None, tenant: str = "", requeue: bool = False,
 ) -> Wish:  # fmt: skip
     """Checks the fields of a request; adds a guest id if it has none. Raises RequestError."""
-    complete = {**fields, "id": fields.get("id") or str(uuid4())}
+    complete = {**fields, "id": str(uuid4()) if fields.get("id") is None else fields["id"]}
     request = parse_guest_request(complete)
     for name, reason in _UNSUPPORTED.items():
         if complete.get(name):

@@ -93,6 +93,13 @@ def test_batch_invents_a_prefix_of_ids_and_prints_it(monkeypatch: pytest.MonkeyP
     assert run_batch(monkeypatch, BATCH, "--json").stderr.split()[-1] != prefix
 
 
+def test_empty_id_is_refused(monkeypatch: pytest.MonkeyPatch, fleet: dict[str, Any]) -> None:
+    """Such as that of a variable that is not set: a new id for each command would start the guests again."""
+    assert "--id is empty" in str(run_batch(monkeypatch, BATCH, "--id", "").exception)
+    assert "is not an id" in str(run(*REQUEST, "--id", "").exception)
+    assert not fleet
+
+
 @pytest.mark.parametrize("text", [b"\xff", "{}", "[1]"])
 def test_batch_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, text: bytes | str) -> None:
     assert isinstance(run_batch(monkeypatch, text).exception, RequestError)

@@ -54,6 +54,9 @@ def test_ids_of_the_file_are_kept_and_others_are_new() -> None:
         (write("a", colour="red"), r"guest 1 \(a\): .*colour"),
         (write("A b"), r"guest 1 \(A b\): .*name"),
         (json.dumps([REQUEST]), "guest 1: .*name"),
+        (write("a", id=""), r"guest 1 \(a\): .*'' is not an id"),
+        (write("a", id=0), r"guest 1 \(a\): .*id"),
+        (write("a", id=[]), r"guest 1 \(a\): .*id"),
         ("[" * 100_000, "the guests are not JSON: nested too deeply"),
         ('[{"name": "a", "features": ' + "[" * 5000 + "]" * 5000 + "}]", "the guests are not JSON: nested too deeply"),
         ('[{"name": "a", "memory": "1G", "memory": "2G"}]', "not JSON: an object has the field 'memory' twice"),
@@ -62,7 +65,7 @@ def test_ids_of_the_file_are_kept_and_others_are_new() -> None:
 )
 def test_invalid_batch_names_the_element(text: str, error: str) -> None:
     with pytest.raises(RequestError, match=error):
-        batch.read_batch(text)
+        batch.read_batch(text, "run-1")
 
 
 def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
