@@ -38,15 +38,16 @@ def submit_all(
     if prefix == "":  # such as that of a variable that is not set; a new one for each command would start guests again
         raise click.UsageError("--id is empty")
     try:
-        text = file.read().decode()
+        text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RequestError(f"the guests are not UTF-8: {error.reason}", "write a JSON list of guests") from None
     work = load_fleet("batch")
     prefix = prefix or uuid4().hex[:16]
     wishes = work.read_batch(text, prefix, tenant or "")
+    quota = () if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)
     if any(wish.guest_id.startswith(f"{prefix}:") for wish in wishes):
         click.echo(f"to repeat the command: --id {prefix}", err=True)
-    outcomes = work.submit_batch(wishes, *(() if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)))
+    outcomes = work.submit_batch(wishes, *quota)
     if wait:
         outcomes = work.wait_batch(outcomes, timeout)
     if as_json:

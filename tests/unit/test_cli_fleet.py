@@ -100,6 +100,15 @@ def test_empty_id_is_refused(monkeypatch: pytest.MonkeyPatch, fleet: dict[str, A
     assert not fleet
 
 
+def test_batch_can_begin_with_a_byte_order_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(json.loads(run_batch(monkeypatch, BATCH.encode("utf-8-sig"), "--json").stdout)) == 2
+
+
+def test_batch_without_quota_is_not_to_be_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    result = run_batch(monkeypatch, BATCH, "--tenant", "acme", "--quotas", str(tmp_path / "absent"))
+    assert (type(result.exception), result.stderr) == (RequestError, "")
+
+
 @pytest.mark.parametrize("text", [b"\xff", "{}", "[1]"])
 def test_batch_that_cannot_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, text: bytes | str) -> None:
     assert isinstance(run_batch(monkeypatch, text).exception, RequestError)
