@@ -34,6 +34,8 @@ from orchestrator.fleet.submit import (
 _WORKERS = 4
 """The controller serves submissions one after the other; more of them only wait."""
 _MAX_DIGITS = 20
+_MAX_NAME = 64
+"""Characters of a name, which can be invalid, in a message."""
 
 
 class Constraints(BaseModel):
@@ -154,7 +156,12 @@ def _parse_integer(text: str) -> int:
 def _read_element(number: int, element: object, prefix: str, tenant: str) -> Wish:
     if not isinstance(element, Mapping):
         raise RequestError(f"guest {number}: not an object", 'give objects such as {"name": "web", "memory": "1G"}')
-    where = f"guest {number} ({element['name']})" if isinstance(element.get("name"), str) else f"guest {number}"
+    name = element.get("name")
+    where = (
+        f"guest {number} ({name})"
+        if isinstance(name, str) and name.isprintable() and len(name) <= _MAX_NAME
+        else f"guest {number}"
+    )
     fields: dict[str, Any] = {key: value for key, value in element.items() if key not in Constraints.model_fields}
     if prefix and fields.get("id") is None:
         fields["id"] = f"{prefix}:{fields.get('name')}"

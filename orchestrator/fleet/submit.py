@@ -121,7 +121,7 @@ def read_wish(
                 f"{feature!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features"
             )
     if minutes is not None and not 1 <= minutes <= MAX_MINUTES:
-        raise RequestError(f"minutes is {minutes}", f"use 1 to {MAX_MINUTES}")
+        raise RequestError(f"minutes is {str(minutes)[:20]}", f"use 1 to {MAX_MINUTES}")
     if group is not None:
         find_slot(group)  # checks the name
     limit = parse_deadline(deadline) if deadline is not None else None

@@ -68,6 +68,15 @@ def test_invalid_batch_names_the_element(text: str, error: str) -> None:
         batch.read_batch(text, "run-1")
 
 
+@pytest.mark.parametrize("name", ["a\nnohype: all guests were submitted", "a" * 10_000])
+def test_message_has_one_line_and_is_short(name: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        batch.read_batch(write(name, minutes=5), "run-1")
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 1000
+    assert caught.value.message.startswith("guest 1: ")
+
+
 def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = Controller(monkeypatch)
     wishes = batch.read_batch(write("a", "b", "c"), "run-1")
