@@ -90,12 +90,21 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outco
         QuotaExceeded: the guests and the other guests of the tenant exceed the quota together.
         Conflict: the fleet has another guest of one of the names.
         RequestError: one of the guests cannot end by its deadline.
-        OrchestratorError: the controller does not respond.
+        OrchestratorError: the controller does not respond. Only if the message says so, guests may have been submitted.
     """
     slurm.check_version()
     jobs = _group(slurm.read_jobs())
     new = [wish for wish in wishes if not select_job(wish, jobs[wish.request.name])]
     _check(new, quota)
+    try:
+        return _submit_all(wishes, new, quota)
+    except slurm.Unreachable:
+        what = "the controller does not respond any more; it is not known which of the guests were submitted"
+        raise CommandError(what, "repeat the command with the same --id: no guest is started twice") from None
+
+
+def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota) -> tuple[Outcome, ...]:
+    """``new``: those that the fleet does not have. Raises Unreachable."""
     done: dict[str, Outcome] = {}
 
     def find_left() -> list[Wish]:
@@ -203,6 +212,9 @@ def _index(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:
 
 
 def _fail(wish: Wish, error: OrchestratorError) -> Outcome:
+    """Raises Unreachable: each of the other guests would wait for the controller too."""
+    if isinstance(error, slurm.Unreachable):
+        raise error
     return Outcome(wish.request.name, wish.guest_id, error=summarize(error))
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
-from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.apart import build_gres, find_slot
 from orchestrator.fleet.configuration import FOLDER
 from orchestrator.fleet.node import EDGE, NETWORK, SRIOV
 from orchestrator.fleet.quota import Quota, check_quota
-from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
+from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use, Value
 from orchestrator.model.request import GuestRequest, Restart, parse_guest_request
 from orchestrator.model.waiver import Waiver
 
@@ -147,7 +147,7 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
         check_deadline(wish)
         submit_once(wish)
         time.sleep(SAVE_SECONDS)
-        if job := slurm.retry(lambda: _find(wish), CONTROLLER_SECONDS):
+        if job := _ask(wish, lambda: _find(wish)):
             return _release(wish, quota, job)
         wait_until_orphans_ended(wish)
     raise OrchestratorError(f"the controller forgot guest {wish.request.name} {_ATTEMPTS} times", _repeat(wish))
@@ -286,12 +286,12 @@ def _release(wish: Wish, quota: Quota, job: slurm.Job) -> slurm.Job:
             raise Conflict(f"guest {wish.request.name} of {owner} is held", f"run `scontrol release {job.number}`")
         if attempt < _ATTEMPTS:
             _release_once(wish, quota, job)
-            job = slurm.retry(lambda: find_job(wish.request.name), CONTROLLER_SECONDS)
+            job = _ask(wish, lambda: find_job(wish.request.name))
     raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {wish.request.name} may start", _repeat(wish))
 
 
 def _release_once(wish: Wish, quota: Quota, job: slurm.Job) -> None:
-    uses = slurm.retry(lambda: slurm.read_tenant_uses(wish.tenant), CONTROLLER_SECONDS)
+    uses = _ask(wish, lambda: slurm.read_tenant_uses(wish.tenant))
     try:
         check_quota(wish.tenant, quota, wish.use, [use for use in uses if use.number < job.number])
     except QuotaExceeded:
@@ -308,16 +308,20 @@ def _cancel_waiting(jobs: Sequence[slurm.Job]) -> None:
 
 
 def submit_once(wish: Wish) -> None:
-    """Raises CommandError if it is not known whether the controller has the guest."""
+    """Raises Unreachable if it is not known whether the controller has the guest."""
     try:
         slurm.submit_job(build_options(wish), build_script(wish))
+    except slurm.Unreachable:  # the controller may have accepted the job before the connection was lost
+        _ask(wish, lambda: slurm.read_jobs(wish.request.name))
+
+
+def _ask(wish: Wish, call: Callable[[], Value]) -> Value:
+    """Asks about a guest that may have been submitted. Raises Unreachable, which says that this is not known."""
+    try:
+        return slurm.retry(call, CONTROLLER_SECONDS)
     except slurm.Unreachable as error:
-        # The controller may have accepted the job before the connection was lost.
-        try:
-            slurm.retry(lambda: slurm.read_jobs(wish.request.name), CONTROLLER_SECONDS)
-        except slurm.Unreachable:
-            what = f"it is not known whether guest {wish.request.name} was submitted: {error.message}"
-            raise CommandError(what, _repeat(wish)) from None
+        what = f"it is not known whether guest {wish.request.name} was submitted: {error.message}"
+        raise slurm.Unreachable(what, _repeat(wish)) from None
 
 
 def wait_until_orphans_ended(*wishes: Wish) -> None:

@@ -158,6 +158,27 @@ def test_error_of_one_guest_is_its_outcome(monkeypatch: pytest.MonkeyPatch) -> N
     assert names_of(controller) == ["a"]
 
 
+def test_controller_that_is_lost_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not each guest after a minute."""
+    controller = Controller(monkeypatch)
+    asked: list[str] = []
+
+    def lose(*words: Any) -> Any:
+        asked.append(str(words))
+        monkeypatch.setattr(slurm, "read_jobs", lose)
+        raise slurm.Unreachable("no response")
+
+    monkeypatch.setattr(slurm, "submit_job", lose)
+    monkeypatch.setattr(slurm, "CONTROLLER_SECONDS", 0.0)
+    monkeypatch.setattr(submit, "CONTROLLER_SECONDS", 0.0)
+    names = [f"g{number}" for number in range(100)]
+    with pytest.raises(CommandError, match="it is not known which of the guests were submitted") as caught:
+        batch.submit_batch(batch.read_batch(write(*names), "run-1"))
+    assert "the same --id" in caught.value.hint
+    assert len(asked) < 50
+    assert controller.jobs == []
+
+
 def test_forgotten_guest_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = Controller(monkeypatch)
     clock = [0.0]

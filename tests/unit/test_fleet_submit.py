@@ -313,7 +313,8 @@ def test_cancel_that_is_always_forgotten_is_an_error(monkeypatch: pytest.MonkeyP
         submit.cancel("web")
 
 
-def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accepted", [False, True])
+def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPatch, accepted: bool) -> None:
     controller = FakeController(monkeypatch)
 
     def lose(*_: object) -> int:
@@ -322,6 +323,8 @@ def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPat
             raise slurm.Unreachable("no connection")
 
         monkeypatch.setattr(slurm, "read_jobs", fail)
+        if accepted:
+            return 1
         raise slurm.Unreachable("no connection")
 
     monkeypatch.setattr(slurm, "submit_job", lose)
