@@ -1,10 +1,11 @@
 """Kills controller, slurmds, managers and job scripts of a fleet at random, many times, and checks for losses.
 
-    .venv/bin/python benchmarks/fleet_kills.py [--rounds 200] [--seed 1] [--logs DIR]
+    .venv/bin/python benchmarks/fleet_kills.py [--rounds 200] [--seed 1] [--release here|debian13] [--logs DIR]
 
 Requires root. Real munge, slurmctld and slurmd in namespaces, a real manager in front of each of two fake hosts
-(tests/harness/fleet_kills.py). One program is killed per round; in addition managers kill themselves in the middle of changes.
-Prints a line per round, then counts. Exits with 1 if a guest was lost, doubled or orphaned, or if a place was given twice.
+(tests/harness/fleet_kills.py). Slurm is that of this machine's release, or that of Debian 13 in a root of its own (--release).
+One program is killed per round; in addition managers kill themselves in the middle of changes. Prints a line per round, then
+counts. Exits with 1 if a guest was lost, doubled or orphaned, or if a place was given twice.
 """
 
 import argparse
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.harness.fleet_kills import Outcome, run_kills
 from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, running
+from tests.harness.slurm_root import HERE, RELEASES
 
 
 def main() -> int:
@@ -25,10 +27,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--release", choices=RELEASES, default=HERE)
     parser.add_argument("--logs", type=Path, help="folder for the logs of Slurm, of the steps and of the managers")
     arguments = parser.parse_args()
     began = time.monotonic()
-    with large_folder("kills") as folder, running(folder) as cluster:
+    with large_folder("kills") as folder, running(folder, release=arguments.release) as cluster:
+        print(cluster.read_version())
         try:
             outcome = run_kills(cluster, arguments.rounds, arguments.seed, partial(print, flush=True))
         finally:

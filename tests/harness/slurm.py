@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from orchestrator.host.pci import DEVICES
 from orchestrator.host.run import Completed, run
 from orchestrator.waiting import wait_until
 from tests.harness.fleet_manager import SERVER, ManagerProcess
-from tests.harness.slurm_root import hold_root
+from tests.harness.slurm_root import HERE, System, build_system, hold_root
 
 USER = "nohype-fleet"
 """The account that submits guests."""
@@ -34,10 +33,16 @@ class FleetHost:
 
 
 class Cluster:
-    """Daemons can be killed and started again. ``hosts`` are those of the fleet, ``folder`` has its files."""
+    """Daemons can be killed and started again.
 
-    def __init__(self, holder: int, folder: Path, hosts: Sequence[FleetHost]) -> None:
-        self.folder, self.hosts = folder, tuple(hosts)
+    Args:
+        folder: has its files.
+        hosts: those of the fleet.
+        program: words that run nohype.
+    """
+
+    def __init__(self, holder: int, folder: Path, hosts: Sequence[FleetHost], program: Sequence[str] = ()) -> None:
+        self.folder, self.hosts, self._program = folder, tuple(hosts), program
         self._root = folder / "root"
         self._enter = ("nsenter", f"--target={holder}", "--mount", "--net", "--pid", "--uts", "chroot", str(self._root))
 
@@ -47,14 +52,17 @@ class Cluster:
 
     def nohype(self, *words: str, check: bool = True, timeout: float = 300, input: str = "") -> Completed:
         """As the account that submits guests."""
-        argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *_program(), *words]
+        argv = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", *self._program, *words]
         return self.run(*argv, check=check, timeout=timeout, input=input)
 
     def manage(self, *words: str, host: str = "host1", check: bool = True) -> Completed:
         """As root on a host of the fleet."""
         folders = ("--records", f"/var/lib/nohype/fleet-{host}") if "orphans" in words else ()
         settings = (f"NOHYPE_SOCKET=/run/nohype/{host}.sock", f"PYTHONPATH={Path.cwd()}")
-        return self.run("env", *settings, *_program(), *words, *folders, check=check)
+        return self.run("env", *settings, *self._program, *words, *folders, check=check)
+
+    def read_version(self) -> str:
+        return self.run("sinfo", "--version").stdout.strip()
 
     def start(self) -> None:
         self.run("setpriv", "--reuid=munge", "--regid=munge", "--clear-groups", "/usr/sbin/munged", "--force")
@@ -190,16 +198,21 @@ def _fake_clock(skew: str) -> str:
 
 
 @contextmanager
-def running(folder: Path, count: int = 2) -> Iterator[Cluster]:
-    """A fleet of ``count`` hosts in the empty ``folder``, which is on a file system that can be the upper layer of an overlay."""
+def running(folder: Path, count: int = 2, release: str = HERE) -> Iterator[Cluster]:
+    """A fleet of ``count`` hosts in the empty ``folder``, which is on a file system that can be the upper layer of an overlay.
+
+    Args:
+        release: whose Slurm, see `slurm_root`.
+    """
+    system = build_system(release)
     for name in ("etc", "run"):
         (folder / name).mkdir()
     with ExitStack() as stack:
         hosts = [stack.enter_context(_serve_host(folder, number)) for number in range(count)]
-        _configure(folder, hosts)
+        _configure(folder, hosts, system)
         devices = sorted({str(vf) for host in hosts for node in host.nodes for vf in node.vfs})
-        holder = stack.enter_context(hold_root(folder, devices, {host.name: host.address for host in hosts}))
-        cluster = Cluster(holder, folder, hosts)
+        holder = stack.enter_context(hold_root(folder, devices, {host.name: host.address for host in hosts}, system))
+        cluster = Cluster(holder, folder, hosts, system.program)
         cluster.start()
         cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the nodes")
         yield cluster
@@ -219,7 +232,7 @@ def _serve_host(folder: Path, number: int) -> Iterator[FleetHost]:
         manager.stop()
 
 
-def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
+def _configure(folder: Path, hosts: Sequence[FleetHost], system: System) -> None:
     common = build_common(f"{_CONTROLLER}({_ADDRESS})", USER)
     # The hosts have more cores than this machine, and are one machine, of one name.
     common += "SlurmdParameters=config_overrides\n"
@@ -236,7 +249,8 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
             f"#!/bin/sh\nhost=${{SLURMD_NODENAME%-n*}}\nexport NOHYPE_SOCKET=/run/nohype/$host.sock PYTHONPATH={Path.cwd()}\n"
             f"exec 2>> {STEPS_LOG}\n"
             f'echo "$(date -u +%T.%3N) $SLURMD_NODENAME: {step} of job $SLURM_JOB_ID" >&2\n'
-            f"exec {' '.join(_program())} fleet step {step} --host $host --page-size 2M --records /var/lib/nohype/fleet-$host\n"
+            f"exec {' '.join(system.program)} fleet step {step} --host $host --page-size 2M"
+            " --records /var/lib/nohype/fleet-$host\n"
         )
     names = "".join(f"{host.address} {host.name}\n" for host in hosts)
     files = {"etc/slurm.conf": common, "etc/nohype-nodes.conf": nodes, "etc/gres.conf": gres, "etc/nohype-start": build_start()}
@@ -245,7 +259,3 @@ def _configure(folder: Path, hosts: Sequence[FleetHost]) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-
-
-def _program() -> list[str]:
-    return [str(Path(os.environ.get("VIRTUAL_ENV", Path.cwd() / ".venv")) / "bin" / "nohype")]

@@ -19,6 +19,7 @@ from orchestrator.values import CpuSet
 from tests.harness.fleet_kills import run_kills
 from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, FleetHost, running
+from tests.harness.slurm_root import DEBIAN_13, RELEASES
 
 pytestmark = [pytest.mark.soak, pytest.mark.skipif(os.geteuid() != 0, reason="needs root for namespaces and an overlay")]
 
@@ -26,10 +27,11 @@ KILLS = int(os.environ.get("NOHYPE_FLEET_KILLS", "20"))
 SEED = int(os.environ.get("NOHYPE_FLEET_SEED", "1"))
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+@pytest.fixture(scope="module", params=RELEASES)
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     # On the disk: memory is small in many containers, and an overlay must not be the upper layer of another one.
-    with large_folder("cluster") as folder, running(folder) as fleet:
+    with large_folder("cluster") as folder, running(folder, release=request.param) as fleet:
+        assert request.param != DEBIAN_13 or fleet.read_version().startswith("slurm-wlm 24.11.")
         yield fleet
 
 

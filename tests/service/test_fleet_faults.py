@@ -12,6 +12,7 @@ import pytest
 from orchestrator.host.run import Completed
 from tests.harness.large_folder import large_folder
 from tests.harness.slurm import Cluster, FleetHost, running
+from tests.harness.slurm_root import RELEASES
 
 pytestmark = [
     pytest.mark.soak, pytest.mark.timeout(900),
@@ -19,10 +20,10 @@ pytestmark = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Cluster]:
+@pytest.fixture(scope="module", params=RELEASES)
+def fleet(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     # On the disk: memory is small in many containers, and an overlay must not be the upper layer of another one.
-    with large_folder("cluster-faults") as folder, running(folder) as found:
+    with large_folder("cluster-faults") as folder, running(folder, release=request.param) as found:
         yield found
 
 
