@@ -46,6 +46,8 @@ SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=5,sched_min_interval=0
 ReturnToService=1
+# Refuses the jobs of other users than those of AllowGroups. Newer versions would let them wait in the queue.
+EnforcePartLimits=ALL
 SlurmctldTimeout=30
 SlurmdTimeout=30
 # Seconds from SIGTERM to SIGKILL of a job script, which shuts its guest down in this time.

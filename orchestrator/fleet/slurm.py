@@ -1,4 +1,4 @@
-"""Slurm's commands, run without a shell, and the parsing of their output. Tested with Slurm 22.05."""
+"""Slurm's commands, run without a shell, and the parsing of their output. Tested with Slurm 22.05 and 24.11."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ SUBMIT_SECONDS = 60.0
 CONTROLLER_SECONDS = 60.0
 """Time for a controller that restarts."""
 SAVE_SECONDS = 6.0
-"""The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured, Slurm 22.05)."""
+"""The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured)."""
 _RETRY_SECONDS = 1.0
 _VERSION = re.compile(r"slurm\S* (\d+)\.(\d+)")
 _ALLOCATION = re.compile(r"^\s*Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+) GRES=(\S*)", re.MULTILINE)
 _VF = re.compile(r"(?:^|,)vf(?::[^:(,]+)?:\d+\(IDX:([0-9,-]+)\)")
-_SUBMITTED = re.compile(r"(\d+)(?:;\S*)?")
-_SHAPE = re.compile(r"(\d+):(\d+):(\d+)")
+_SUBMITTED, _SHAPE = re.compile(r"(\d+)(?:;\S*)?"), re.compile(r"(\d+):(\d+):(\d+)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 _REQUESTED_VFS = re.compile(r"(?:^|,)gres[:/]vf[:=](\d+)")  # newer versions print gres/vf
 _VFS = re.compile(r"(?:^|,)vf:(\d+)")
-_UNREACHABLE = re.compile("unable to contact slurm controller|connection refused|socket timed out|timed out after", re.IGNORECASE)
+# "unexpected message" is what `scontrol release` prints
+_UNREACHABLE = re.compile("(?i)unable to contact slurm controller|connection refused|timed out|unexpected message received")
 _QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%a|%Q|%V|%S|%e|%r|%k", "%N|%T|%z|%m|%G|%f|%u|%H|%E"
 _NAME_WIDTH, _USE_FIELDS = 80, "JobID:20,NumTasks:20,MinMemory:20,tres-per-node:1000"
 _CHECK_FIELDS = f"NodeList:{_NAME_WIDTH},Comment:1024"
@@ -126,6 +126,7 @@ class NodeState:
     """A node as the controller knows it; memory is in MiB.
 
     Attributes:
+        state: without the mark of a node on which a guest that waits will be started (-).
         reason: why it is drained or down, ``by`` whom and ``since`` when (UTC, ISO 8601).
         check: what the last health check of the host found; None if it passed, or was not run.
         slots: those that groups of guests can request, see `apart`.
@@ -251,10 +252,10 @@ def parse_nodes(text: str) -> Iterator[NodeState]:
         name, state, shape, memory, gres, features, by, since, reason = (*line.split("|", 8), *[""] * 8)[:9]
         if match := _SHAPE.fullmatch(shape):
             vfs = _VFS.search(gres)
-            cores = int(match[1]) * int(match[2])
+            cores, since = int(match[1]) * int(match[2]), _read_time(since)
             yield NodeState(
-                name, state.upper(), cores, int(match[3]), int(memory.rstrip("+")), int(vfs[1]) if vfs else 0,
-                tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by), _read_time(since),
+                name, state.upper().rstrip("-"), cores, int(match[3]), int(memory.rstrip("+")), int(vfs[1]) if vfs else 0,
+                tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by) if since else "", since,
                 slots=parse_slots(gres),
             )  # fmt: skip
 
@@ -308,7 +309,7 @@ def update_node(name: str, *settings: str) -> None:
 
 def read_script(number: int) -> str:
     """The script of a job, also after its end. Raises NotFound if the controller does not know the job any more."""
-    return _run(["scontrol", "write", "batch_script", str(number), "-"])
+    return _run(["scontrol", "write", "batch_script", str(number), "-"], needs_output=True)  # an error leaves its status at 0
 
 
 def retry(call: Callable[[], Value], seconds: float) -> Value:
@@ -316,14 +317,14 @@ def retry(call: Callable[[], Value], seconds: float) -> Value:
     return waiting.retry(call, (Unreachable,), timeout=seconds, interval=_RETRY_SECONDS)
 
 
-def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS) -> str:
+def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS, *, needs_output: bool = False) -> str:
     try:
         done = run(words, timeout=seconds, input=text, check=False, env=_ENVIRONMENT)
     except CommandError as error:
         if "is not installed" in error.message:
             raise CommandError(f"Slurm's command {words[0]} is not installed", "install the package slurm-client") from None
         raise Unreachable(error.message, "check `systemctl status slurmctld` on the controller") from None
-    if done.status == 0:
+    if done.status == 0 and (done.stdout or not needs_output):
         return done.stdout
     reason = " ".join(done.stderr.split()) or f"exit status {done.status}"
     if done.status == 127 or "No such file or directory" in reason and "env:" in reason:

@@ -127,6 +127,14 @@ def test_ranges_are_those_of_slurm(cluster: Cluster, text: str) -> None:
     assert cluster.run("scontrol", "show", "hostnames", text).stdout.split() == expand(text)
 
 
+def test_job_of_a_user_outside_the_group_is_refused(cluster: Cluster) -> None:
+    """A job that waits would have a name and an id, which would stand for a guest."""
+    account = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    refused = cluster.run(*account, "sbatch", "--job-name=foreign", "--chdir=/", input="#!/bin/sh\n", check=False)
+    assert (refused.status, "not permitted to use this partition" in refused.stderr) == (1, True)
+    assert not cluster.run("squeue", "--noheader", "--states=all", "--name=foreign").stdout
+
+
 def test_constraint_that_no_host_can_meet_is_refused_with_a_reason_per_node(cluster: Cluster) -> None:
     refused = submit(cluster, "big", "--cores", "4", "--nic", "", "--nic", "", "--feature", "gpu", check=False)
     assert refused.status == 1
