@@ -123,21 +123,25 @@ def job(steps: Any, site: Any, node: str, job: int) -> None:
 @step.command()
 @site_options
 def check(site: Any) -> None:
-    """Check the host, and end guests without a job.
+    """Check the host, and end guests without a job and jobs without a guest.
 
-    Ended are guests of jobs that the controller has forgotten. The findings are stored with the node. Exit status 1 if guests
-    cannot be started, if a guest has no job, or if the controller does not respond. In the last case all guests keep running.
+    Ended are guests of jobs that the controller has forgotten, and jobs whose end it has forgotten. The findings are stored with
+    the node. Exit status 1 if guests cannot be started, if a guest has no job, or if the controller does not respond. In the last
+    case all guests keep running.
     """
     node = os.environ.get("SLURMD_NODENAME", "")
     if not node:
         raise click.UsageError("SLURMD_NODENAME is not set: give the name of the node with it")
     try:
         checked = load_fleet("check").check_host(site, node)
+        forgotten = load_fleet("forgotten").end_forgotten_jobs(site.records, node)
     except OrchestratorError as error:
         _log(f"{node} was not checked: {load_fleet('steps').summarize(error)}")
         sys.exit(1)
     for record in checked.ended:
         _log(f"guest {record.name} of job {record.job} was ended: the controller does not know the job")
+    for number in forgotten:
+        _log(f"job {number} was ended: its guest has ended before, and the controller forgot that")
     for finding in checked.findings:
         click.echo(f"nohype: {finding}", err=True)
     sys.exit(1 if checked.findings else 0)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from orchestrator.errors import HostError
 from orchestrator.fleet.files import replace_file, sync_folder
 
 FOLDER = Path("/var/lib/nohype/fleet")
+_ENDED = ".ended"
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,34 @@ def read_records(folder: Path) -> tuple[Record, ...]:
 
 
 def remove_record(folder: Path, record: Record) -> None:
-    """No-op if the job number has the record of another guest meanwhile. Raises HostError."""
+    """Makes it one of `read_ended`. No-op if the job number has the record of another guest meanwhile. Raises HostError."""
     path = _path(folder, record.node, record.job)
     if read_record(folder, record.node, record.job) not in (record, None):
         return
     try:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.utime(path)
+            path.replace(path.with_suffix(_ENDED))
         sync_folder(folder)
     except OSError as error:
         raise HostError(f"cannot remove the record {path}", errno=error.errno or 0) from None
+
+
+def read_ended(folder: Path, node: str) -> Iterator[tuple[Record, float]]:
+    """Former records of a node, with the seconds since the guest ended or `renew_ended` was called. Ignores damaged ones."""
+    for path in folder.glob(f"{node}.*{_ENDED}"):
+        with suppress(OSError, ValueError, TypeError):
+            yield Record(**json.loads(path.read_text())), time.time() - path.stat().st_mtime
+
+
+def renew_ended(folder: Path, record: Record) -> None:
+    with suppress(OSError):
+        os.utime(_path(folder, record.node, record.job).with_suffix(_ENDED))
+
+
+def forget_ended(folder: Path, record: Record) -> None:
+    with suppress(OSError):
+        _path(folder, record.node, record.job).with_suffix(_ENDED).unlink()
 
 
 def _path(folder: Path, node: str, job: int) -> Path:

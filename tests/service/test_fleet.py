@@ -91,6 +91,22 @@ def test_start_that_the_controller_forgets_is_not_repeated(cluster: Cluster) -> 
     cluster.wait_idle()
 
 
+def test_end_that_the_controller_forgets_is_reported_again_by_the_host(cluster: Cluster) -> None:
+    submit(cluster, "brief")
+    cluster.wait_for(lambda: show(cluster, "brief")["state"] == "RUNNING" and cluster.guests(), "the guest")
+    cluster.run("touch", "/run/seen")
+    newer = ("test", "/var/lib/slurm/slurmctld/job_state", "-nt", "/run/seen")
+    cluster.wait_for(lambda: cluster.run(*newer, check=False).status == 0, "the controller saves that it runs")
+    cluster.run("kill", "-9", *cluster.find_processes("fleet step job"), check=False)
+    cluster.wait_for(lambda: not cluster.jobs(), "the end of the job")
+    cluster.kill_controller()
+    cluster.start_controller()
+    cluster.wait_for(lambda: show(cluster, "brief")["state"] in ("CANCELLED", "FAILED"), "the end", timeout=120)
+    saved = show(cluster, "brief")["state"] == "FAILED"  # the controller was slow
+    assert saved or "forgot that" in str(show(cluster, "brief")["note"])
+    cluster.wait_idle()
+
+
 def test_second_start_of_a_job_is_refused_by_the_controller(cluster: Cluster) -> None:
     submit(cluster, "twice")
     cluster.wait_for(lambda: cluster.guests(), "the guest")
@@ -129,8 +145,8 @@ def test_ranges_are_those_of_slurm(cluster: Cluster, text: str) -> None:
 
 def test_job_of_a_user_outside_the_group_is_refused(cluster: Cluster) -> None:
     """A job that waits would have a name and an id, which would stand for a guest."""
-    account = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
-    refused = cluster.run(*account, "sbatch", "--job-name=foreign", "--chdir=/", input="#!/bin/sh\n", check=False)
+    words = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "sbatch", "--job-name=foreign", "--chdir=/")
+    refused = cluster.run(*words, input="#!/bin/sh\n", check=False)
     assert (refused.status, "not permitted to use this partition" in refused.stderr) == (1, True)
     assert not cluster.run("squeue", "--noheader", "--states=all", "--name=foreign").stdout
 
@@ -218,6 +234,21 @@ def test_guests_of_a_group_run_on_different_hosts(cluster: Cluster) -> None:
     for name in names:
         cluster.nohype("fleet", "cancel", name)
     cluster.wait_for(lambda: set(cluster.node_states().values()) == {"idle"}, "the Epilogs")
+
+
+def test_guest_is_counted_while_it_runs_and_ended_at_its_deadline(cluster: Cluster) -> None:
+    limit = datetime.now(UTC) + timedelta(seconds=90)
+    submit(cluster, "short", "--cores", "2", "--deadline", limit.isoformat())
+    cluster.wait_for(lambda: show(cluster, "short")["state"] == "RUNNING", "the guest")
+    node, metrics = show(cluster, "short")["node"], cluster.nohype("fleet", "metrics").stdout
+    for kind, count in (("cores", 2), ("memory_bytes", 64 << 20), ("vfs", 1)):
+        assert f'nohype_fleet_{kind}{{node="{node}",state="used"}} {count}\n' in metrics
+    assert metrics.count(',state="used"} 0\n') == 3 * 3, "the other nodes"
+    assert "core 0: short" in cluster.nohype("fleet", "map").stdout
+    cluster.wait_for(lambda: show(cluster, "short")["state"] == "TIMEOUT", "the deadline", timeout=120)
+    assert str(show(cluster, "short")["ended"]) <= f"{limit:%Y-%m-%dT%H:%M:%SZ}"
+    cluster.wait_idle()
+    assert not cluster.guests()
 
 
 def test_quota_of_a_tenant_holds_for_guests_that_are_submitted_at_the_same_time(cluster: Cluster) -> None:
