@@ -135,6 +135,7 @@ def check(site: Any) -> None:
     try:
         checked = load_fleet("check").check_host(site, node)
         forgotten = load_fleet("forgotten").end_forgotten_jobs(site.records, node)
+        load_fleet("drain").return_to_service(node)
     except OrchestratorError as error:
         _log(f"{node} was not checked: {load_fleet('steps').summarize(error)}")
         sys.exit(1)

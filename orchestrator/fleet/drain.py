@@ -14,6 +14,7 @@ from orchestrator.waiting import wait_until
 MAX_REASON = 200
 _ATTEMPTS = 3
 _PING_SECONDS = 10.0
+_SILENT = "Not responding"
 
 
 def select_nodes(name: str, nodes: Sequence[slurm.NodeState]) -> tuple[slurm.NodeState, ...]:
@@ -78,3 +79,14 @@ def resume(name: str, *, force: bool = False) -> tuple[slurm.NodeState, ...]:
     # Until slurmd responds to the controller again, Slurm starts nothing there.
     wait_until(lambda: all(node.responds for node in select_nodes(name, slurm.read_nodes())), timeout=_PING_SECONDS, interval=0.5)
     return select_nodes(name, slurm.read_nodes())
+
+
+def return_to_service(name: str) -> None:
+    """Returns a node to use that was down because slurmd did not respond, and responds again.
+
+    Slurm itself does so if the reason is "Not responding" (ReturnToService=1). Slurm 24.11 keeps the reason until a guest starts
+    there. If the node is lost again before, it appends the reason, and leaves the node down.
+    """
+    for node in slurm.read_nodes(name):
+        if node.state == "DOWN" and set(node.reason.split(" : ")) == {_SILENT}:
+            slurm.update_node(node.name, "State=RESUME")

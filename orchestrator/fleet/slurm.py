@@ -240,8 +240,8 @@ def parse_allocation(number: int, text: str) -> Allocation:
     return Allocation(node, CpuSet.parse(cpus), CpuSet.parse(vfs), int(memory), name[1], *parse_comment(comment[1].rstrip(" ")))
 
 
-def read_nodes() -> tuple[NodeState, ...]:
-    words = ["sinfo", "--Node", "--noheader", f"--partition={PARTITION}"]
+def read_nodes(name: str = "") -> tuple[NodeState, ...]:
+    words = ["sinfo", "--Node", "--noheader", f"--partition={PARTITION}", *([f"--nodes={name}"] if name else [])]
     comments = parse_comments(_run([*words, f"--Format={_CHECK_FIELDS}"]))
     nodes = parse_nodes(_run([*words, f"--format={_NODE_FIELDS}"]))
     return tuple(replace(node, check=_read_check(comments.get(node.name, ""))) for node in nodes)

@@ -24,7 +24,7 @@ class Controller:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *nodes: slurm.NodeState) -> None:
         self.nodes = {node.name: node for node in nodes}
         self.forgets, self._saved = 0, dict(self.nodes)
-        monkeypatch.setattr(slurm, "read_nodes", lambda: tuple(self.nodes.values()))
+        monkeypatch.setattr(slurm, "read_nodes", lambda name="": tuple(n for n in self.nodes.values() if name in ("", n.name)))
         monkeypatch.setattr(slurm, "update_node", self.update)
         monkeypatch.setattr(drain.time, "sleep", self.sleep)
 
@@ -118,3 +118,26 @@ def test_result_of_the_health_check_is_read_with_the_node(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(slurm, "run", run)
     assert {node.name: node.check for node in slurm.read_nodes()} == {"a": "no manager | x", "b": None, "c": None, "d": None}
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "after"),
+    [
+        ("DOWN", "Not responding : Not responding", "IDLE"),
+        ("DOWN*", "Not responding : Not responding", "DOWN*"),
+        ("DOWN", "Not responding : new disk", "DOWN"),
+        ("DOWN", "Node unexpectedly rebooted", "DOWN"),
+        ("DOWN", "", "DOWN"),
+        ("IDLE", "Not responding", "IDLE"),
+        ("DRAINED", "Not responding", "DRAINED"),
+    ],
+)
+def test_node_that_slurm_leaves_down_is_returned_to_service(
+    monkeypatch: pytest.MonkeyPatch, state: str, reason: str, after: str
+) -> None:
+    """Recorded with Slurm 24.11.5, on a node that was lost twice."""
+    controller = Controller(
+        monkeypatch, replace(NODE, state=state, reason=reason), replace(NODES[1], state="DOWN", reason=reason)
+    )
+    drain.return_to_service(NODE.name)
+    assert [node.state for node in controller.nodes.values()] == [after, "DOWN"], "only the node of the check"
