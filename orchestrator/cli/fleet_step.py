@@ -123,7 +123,7 @@ def job(steps: Any, site: Any, node: str, job: int) -> None:
 @step.command()
 @site_options
 def check(site: Any) -> None:
-    """Check the host, and end guests without a job and jobs without a guest.
+    """Check the host, and end guests without a job.
 
     Ended are guests of jobs that the controller has forgotten, and jobs whose end it has forgotten. The findings are stored with
     the node. Exit status 1 if guests cannot be started, if a guest has no job, or if the controller does not respond. In the last

@@ -33,7 +33,7 @@ def end_forgotten_jobs(folder: Path, node_name: str) -> tuple[int, ...]:
             note = make_entry(What.FAILED, f"the guest has ended on {job.node}; the controller was killed and forgot that")
             with suppress(CommandError):  # it has learned of the end
                 slurm.write_entries(job.number, job.guest_id, [*job.entries, note])
-            slurm.cancel_job(job.number)
+            slurm.cancel_jobs([job.number])
             renew_ended(folder, record)
             found.append(job.number)
         elif seconds > KEEP_SECONDS:

@@ -20,7 +20,7 @@ class Controller:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, job: slurm.Job | None) -> None:
         self.job, self.cancelled, self.notes = job, list[int](), list[Entry]()
         monkeypatch.setattr(slurm, "read_job", lambda number: self.job if self.job and number == self.job.number else None)
-        monkeypatch.setattr(slurm, "cancel_job", self.cancelled.append)
+        monkeypatch.setattr(slurm, "cancel_jobs", self.cancelled.extend)
         monkeypatch.setattr(slurm, "write_entries", lambda _number, _id, entries: self.notes.extend(entries))
 
 

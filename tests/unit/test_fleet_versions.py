@@ -102,9 +102,9 @@ def test_places_are_read(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("read_script", 0, f"{SCRIPT_ERROR}Invalid job id specified\n", NotFound),
         ("read_script", 0, f"{SCRIPT_ERROR}Unable to contact slurm controller (connect failure)\n", slurm.Unreachable),
-        ("release_job", 1, RELEASE_ERROR, slurm.Unreachable),
+        ("release_jobs", 1, RELEASE_ERROR, slurm.Unreachable),
         ("read_allocation", 1, "slurm_load_jobs error: Invalid job id specified\n", NotFound),
-        ("cancel_job", 8, "scancel: error: Kill job error on job id 1: Unable to contact slurm controller (connect failure)\n",
+        ("cancel_jobs", 8, "scancel: error: Kill job error on job id 1: Unable to contact slurm controller (connect failure)\n",
          slurm.Unreachable),
     ],
 )  # fmt: skip
@@ -114,4 +114,4 @@ def test_errors_are_recognized(
     """The texts are the same in both versions; `scontrol write batch_script` has the status 0 whatever happens."""
     monkeypatch.setattr(slurm, "run", lambda *_, **__: Completed(status, "", text))
     with pytest.raises(kind):
-        getattr(slurm, call)(1)
+        getattr(slurm, call)([1] if call.endswith("_jobs") else 1)
