@@ -90,7 +90,7 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outco
         QuotaExceeded: the guests and the other guests of the tenant exceed the quota together.
         Conflict: the fleet has another guest of one of the names.
         RequestError: one of the guests cannot end by its deadline.
-        OrchestratorError: the controller does not respond. The message tells if guests may have been submitted.
+        OrchestratorError: the controller does not respond. If guests may have been submitted, the message states this.
     """
     slurm.check_version()
     jobs = _group(slurm.read_jobs())
