@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.errors import CommandError, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.errors import CommandError, Conflict, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.quota import Quota, check_quota
@@ -88,12 +88,14 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outco
     Raises:
         NoRoom: no node can ever have one of the guests. As with all errors here, no guest was submitted.
         QuotaExceeded: the guests and the other guests of the tenant exceed the quota together.
-        Conflict: the fleet has another guest of one of the names.
+        Conflict: the fleet has another guest of one of the names, or has one of the ids under another name.
         RequestError: one of the guests cannot end by its deadline.
         OrchestratorError: the controller does not respond. If guests may have been submitted, the message states this.
     """
     slurm.check_version()
-    jobs = _group(slurm.read_jobs())
+    known = slurm.read_jobs()
+    _check_ids(wishes, known)
+    jobs = _group(known)
     new = [wish for wish in wishes if not select_job(wish, jobs[wish.request.name])]
     _check(new, quota)
     try:
@@ -194,6 +196,14 @@ def _group(jobs: Iterable[slurm.Job]) -> dict[str, list[slurm.Job]]:
     for job in jobs:
         found[job.name].append(job)
     return found
+
+
+def _check_ids(wishes: Iterable[Wish], jobs: Iterable[slurm.Job]) -> None:
+    """An id that was used for another guest would be refused at the start only (`configuration.build_start`)."""
+    names = {job.guest_id: job.name for job in jobs}
+    for wish in wishes:
+        if (other := names.get(wish.guest_id, wish.request.name)) != wish.request.name:
+            raise Conflict(f"id {wish.guest_id} of guest {wish.request.name} is that of guest {other}", "choose another id")
 
 
 def _check(wishes: Sequence[Wish], quota: Quota) -> None:

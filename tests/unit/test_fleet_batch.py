@@ -96,6 +96,7 @@ def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
         (write("a", "b", features=["gpu"]), NoRoom),
         (write("a", "b", deadline="2020-01-31T18:00Z"), RequestError),
         (write("a", "taken"), Conflict),
+        (write("a", id="another"), Conflict),
     ],
 )
 def test_no_guest_is_submitted_if_one_is_refused(monkeypatch: pytest.MonkeyPatch, text: str, error: type[Exception]) -> None:
