@@ -18,7 +18,6 @@ from orchestrator.fleet import slurm
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
-from orchestrator.fleet.steps import summarize
 from orchestrator.fleet.submit import (
     NO_QUOTA,
     Wish,
@@ -136,7 +135,7 @@ def wait_batch(outcomes: Sequence[Outcome], seconds: float | None = None) -> tup
 
 def _conclude(outcome: Outcome, result: slurm.Job | OrchestratorError) -> Outcome:
     if isinstance(result, OrchestratorError):
-        return replace(outcome, error=summarize(result))
+        return replace(outcome, error=_summarize(result))
     return replace(outcome, state=result.state)
 
 
@@ -225,7 +224,12 @@ def _fail(wish: Wish, error: OrchestratorError) -> Outcome:
     """Raises Unreachable: each of the other guests would wait for the controller too."""
     if isinstance(error, slurm.Unreachable):
         raise error
-    return Outcome(wish.request.name, wish.guest_id, error=summarize(error))
+    return Outcome(wish.request.name, wish.guest_id, error=_summarize(error))
+
+
+def _summarize(error: OrchestratorError) -> str:
+    """On one line. Without the hint, which is for a command with a single guest, such as its --id."""
+    return " ".join(error.message.split())
 
 
 def _submit(wish: Wish) -> Outcome | None:

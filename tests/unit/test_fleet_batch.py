@@ -149,13 +149,13 @@ def test_error_of_one_guest_is_its_outcome(monkeypatch: pytest.MonkeyPatch) -> N
 
     def refuse(options: list[str], script: str) -> int:
         if "--job-name=b" in options:
-            raise CommandError("sbatch: the disk is full", "check it")
+            raise CommandError("sbatch: the disk is full", "repeat the command with --id run-1:b")
         return controller.accept(options, script)
 
     monkeypatch.setattr(slurm, "submit_job", refuse)
     first, second = batch.submit_batch(batch.read_batch(write("a", "b"), "run-1"))
     assert (first.error, second.job) == ("", 0)
-    assert "the disk is full" in second.error
+    assert second.error == "sbatch: the disk is full", "the hint is for `submit`: --id of a batch is a prefix"
     assert names_of(controller) == ["a"]
 
 
