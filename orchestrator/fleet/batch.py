@@ -51,7 +51,10 @@ class Constraints(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a guest. ``error`` says why it is not in the fleet (then ``job`` is 0), not known, or not ready."""
+    """What became of a guest.
+
+    ``error`` says why it is not in the fleet (then ``job`` is 0), not known or not ready, or was refused or failed on its host.
+    """
 
     name: str
     guest_id: str
@@ -282,6 +285,6 @@ def _complete(wish: Wish, quota: Quota, jobs: Sequence[slurm.Job]) -> Outcome:
         job = select_job(wish, jobs)
         if not job or (job.is_held and job.state == "PENDING"):
             job = submit(wish, quota)
-        return Outcome(wish.request.name, wish.guest_id, job.number, job.state)
+        return Outcome(wish.request.name, wish.guest_id, job.number, job.state, job.note if job.has_ended else "")
     except OrchestratorError as error:
         return _fail(wish, error)

@@ -180,6 +180,17 @@ def test_controller_that_is_lost_ends_the_command(monkeypatch: pytest.MonkeyPatc
     assert controller.jobs == []
 
 
+def test_guest_that_was_refused_at_its_start_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that the controller has started and forgotten: it is not started again under its id."""
+    controller = Controller(monkeypatch)
+    wishes = batch.read_batch(write("a", "b", "c"), "run-1")
+    batch.submit_batch(wishes)
+    controller.change(1, state="CANCELLED", note="the guest was already started on host1")
+    controller.change(2, state="CANCELLED")  # by an operator
+    errors = {one.job: one.error for one in batch.submit_batch(wishes)}
+    assert errors == {1: "the guest was already started on host1", 2: "", 3: ""}
+
+
 def test_forgotten_guest_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = Controller(monkeypatch)
     clock = [0.0]
