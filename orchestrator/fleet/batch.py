@@ -17,6 +17,7 @@ from orchestrator.errors import CommandError, Conflict, OrchestratorError, Quota
 from orchestrator.fleet import slurm
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.quota import Quota, check_quota
+from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
 from orchestrator.fleet.submit import (
     NO_QUOTA,
@@ -98,17 +99,18 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outco
     known = slurm.read_jobs()
     _check_ids(wishes, known)
     jobs = _group(known)
-    new = [wish for wish in wishes if not select_job(wish, jobs[wish.request.name])]
+    found = [select_job(wish, jobs[wish.request.name]) for wish in wishes]
+    new = [wish for wish, job in zip(wishes, found, strict=True) if not job]
     _check(new, quota)
     try:
-        return _submit_all(wishes, new, quota)
+        return _submit_all(wishes, new, quota, saved=not new and all(is_saved(job) for job in found if job))
     except slurm.Unreachable:
         what = "the controller does not respond any more; it is not known which of the guests were submitted"
         raise CommandError(what, "repeat the command with the same --id: no guest is started twice") from None
 
 
-def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota) -> tuple[Outcome, ...]:
-    """``new``: those that the fleet does not have. Raises Unreachable."""
+def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota, *, saved: bool) -> tuple[Outcome, ...]:
+    """``new``: those that the fleet does not have; ``saved``: it cannot forget any of the others. Raises Unreachable."""
     done: dict[str, Outcome] = {}
 
     def find_left() -> list[Wish]:
@@ -116,7 +118,7 @@ def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota) -> tu
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         done |= _index(outcome for outcome in pool.map(_submit, new) if outcome)
-        if new:
+        if not saved:
             time.sleep(SAVE_SECONDS)
         done |= _index(_release(find_left(), quota))
         done |= _index(_wait_for_forgotten(find_left()))

@@ -16,6 +16,7 @@ from orchestrator.fleet.apart import build_gres, find_slot
 from orchestrator.fleet.configuration import FOLDER
 from orchestrator.fleet.node import EDGE, NETWORK, SRIOV
 from orchestrator.fleet.quota import Quota, check_quota
+from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use, Value
 from orchestrator.model.request import GuestRequest, Restart, parse_guest_request
 from orchestrator.model.waiver import Waiver
@@ -139,13 +140,14 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> slurm.Job:
     """
     slurm.check_version()
     for _ in range(_ATTEMPTS):
-        if job := _find(wish):
+        if (job := _find(wish)) and is_saved(job):
             return _release(wish, quota, job)
-        if wish.tenant:
-            check_quota(wish.tenant, quota, wish.use, slurm.read_tenant_uses(wish.tenant))
-        check_room(wish, slurm.read_nodes())
-        check_deadline(wish)
-        submit_once(wish)
+        if not job:
+            if wish.tenant:
+                check_quota(wish.tenant, quota, wish.use, slurm.read_tenant_uses(wish.tenant))
+            check_room(wish, slurm.read_nodes())
+            check_deadline(wish)
+            submit_once(wish)
         time.sleep(SAVE_SECONDS)
         if job := _ask(wish, lambda: _find(wish)):
             return _release(wish, quota, job)

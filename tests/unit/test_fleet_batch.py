@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -189,6 +190,21 @@ def test_guest_that_was_refused_at_its_start_is_an_error(monkeypatch: pytest.Mon
     controller.change(2, state="CANCELLED")  # by an operator
     errors = {one.job: one.error for one in batch.submit_batch(wishes)}
     assert errors == {1: "the guest was already started on host1", 2: "", 3: ""}
+
+
+def test_repeated_batch_returns_when_the_guests_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that was interrupted has submitted them just now."""
+    controller = Controller(monkeypatch)
+    wishes = batch.read_batch(write("a", "b"), "run-1")
+    batch.submit_batch(wishes)
+    slept: list[float] = []
+    monkeypatch.setattr(batch.time, "sleep", slept.append)
+    controller.change(1, submitted="2026-01-31T18:00:00Z")
+    batch.submit_batch(wishes)
+    assert slept == []
+    controller.change(2, submitted=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    batch.submit_batch(wishes)
+    assert slept == [slurm.SAVE_SECONDS]
 
 
 def test_forgotten_guest_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,15 @@ def test_guest_is_submitted_once_and_confirmed_after_the_save(monkeypatch: pytes
     assert len(controller.submitted) == 1
 
 
+@pytest.mark.parametrize(("age", "slept"), [(0, 6.0), (-30, 6.0), (3600, 0.0)])  # the clock of the controller can be ahead
+def test_repeated_command_returns_when_the_guest_is_saved(monkeypatch: pytest.MonkeyPatch, age: float, slept: float) -> None:
+    controller = FakeController(monkeypatch)
+    submitted = f"{datetime.now(UTC) - timedelta(seconds=age):%Y-%m-%dT%H:%M:%SZ}"
+    controller.jobs.append(slurm.Job(1, "PENDING", "", "web", "", "order-1", submitted=submitted))
+    assert submit.submit(submit.read_wish(FIELDS)).number == 1
+    assert (controller.slept, controller.submitted) == (slept, [])
+
+
 def test_guest_that_was_acknowledged_and_forgotten_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch, forgets=1, nodes=UP)
     assert submit.submit(submit.read_wish(FIELDS)).number == 2
