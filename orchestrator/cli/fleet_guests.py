@@ -149,7 +149,7 @@ def cancel(names: tuple[str, ...], *, wait: bool, timeout: float | None, as_json
     if as_json:
         print_json([asdict(job) for job in jobs])
     else:
-        say("\n".join(f"guest {name} {'has ended' if wait else 'is being ended'}" for name in names))
+        say("\n".join(f"guest {job.name} {'has ended' if job.has_ended else 'is being ended'}" for job in jobs))
 
 
 def check_wait(*, wait: bool, timeout: float | None) -> None:

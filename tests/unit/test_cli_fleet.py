@@ -59,6 +59,11 @@ def test_cancel_waits_only_if_asked(fleet: dict[str, Any]) -> None:
     assert json.loads(run("fleet", "cancel", "web", "--wait", "--json").output)[0]["state"] == "CANCELLED"
 
 
+def test_cancel_of_a_guest_that_has_ended_does_not_state_that_it_is_being_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "cancel", lambda *_names: (replace(JOB, state="CANCELLED"), replace(JOB, name="b")))
+    assert run("fleet", "cancel", "web", "b").output == "guest web has ended\nguest b is being ended\n"
+
+
 @pytest.mark.parametrize("words", [REQUEST, ("fleet", "cancel", "web")])
 def test_timeout_requires_wait(words: tuple[str, ...], fleet: dict[str, Any]) -> None:
     result = run(*words, "--timeout", "9")
