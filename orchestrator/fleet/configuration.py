@@ -96,7 +96,8 @@ case $id in "" | [!A-Za-z0-9]* | *[!A-Za-z0-9._:-]*) mark= ;; esac
 if [ -z "$mark" ]; then
     text="the comment of the job does not begin with the id of a guest; use nohype fleet submit"
 elif [ -s "$mark" ]; then
-    text="the guest was already started on $(cat "$mark"); the controller was killed and forgot that; use another id"
+    text="a guest with this id was already started on $(cat "$mark"); the controller does not know that guest any more"
+    text="$text, because it was killed or the guest ended more than an hour ago; use another id"
 elif echo "$SLURM_JOB_NODELIST" > "$mark" && sync "$mark" "$folder"; then
     exit 0
 else

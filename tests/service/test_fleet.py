@@ -83,7 +83,7 @@ def test_start_that_the_controller_forgets_is_not_repeated(cluster: Cluster) -> 
     cluster.resume()  # it may have forgotten this, too
     cluster.wait_for(lambda: show(cluster, "once")["state"] in ("CANCELLED", "RUNNING"), "the decision of the controller")
     if show(cluster, "once")["state"] == "CANCELLED":
-        assert "the guest was already started on host" in str(show(cluster, "once")["note"])
+        assert "a guest with this id was already started on host" in str(show(cluster, "once")["note"])
         cluster.wait_for(lambda: not cluster.guests(), "the end of the guest")
     else:  # it was slow, and has saved the start
         assert [life.start for host in cluster.hosts for life in host.served.world.hypervisor.lives()] == starts
@@ -114,7 +114,7 @@ def test_second_start_of_a_job_is_refused_by_the_controller(cluster: Cluster) ->
     comment = cluster.run("squeue", "--noheader", "--name=twice", "--format=%k").stdout.strip()
     words = (f"SLURM_JOB_ID={number}", f"SLURM_JOB_COMMENT={comment}", "SLURM_JOB_NODELIST=host2-n0", "/etc/slurm/nohype-start")
     assert cluster.run("env", "--ignore-environment", *words, check=False).status == 1
-    assert "the guest was already started on host1-n0; the controller was killed and forgot that" in str(
+    assert "a guest with this id was already started on host1-n0; the controller does not know that guest any more" in str(
         show(cluster, "twice")["note"]
     )
     cluster.nohype("fleet", "cancel", "twice", "--wait")

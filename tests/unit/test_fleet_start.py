@@ -27,7 +27,9 @@ def test_id_is_marked_and_refused_the_second_time(tmp_path: Path) -> None:
     assert (tmp_path / "state/nohype-started/order-17").read_text() == "host1\n"
     again = run_start(tmp_path, "order-17\x1f2026-11-27T10:00:00Z started: guest web runs", node="host2")
     assert again.returncode == 1
-    assert "refused: the guest was already started on host1" in (tmp_path / "asked").read_text()
+    asked = (tmp_path / "asked").read_text()
+    assert "refused: a guest with this id was already started on host1; the controller does not know that guest any more" in asked
+    assert "was killed or the guest ended more than an hour ago; use another id" in asked
     assert (tmp_path / "state/nohype-started/order-17").read_text() == "host1\n"
 
 
