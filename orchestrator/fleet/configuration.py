@@ -17,6 +17,8 @@ from orchestrator.values import CpuSet
 FOLDER = "/etc/slurm"
 NODES_FILE, GRES_FILE, START_FILE = "nohype-nodes.conf", "gres.conf", "nohype-start"
 FIRST_PORT = 17000
+_MAX_LINES = 1 << 20
+"""That a line with ranges stands for."""
 _PER_NODE = ("NodeName", "NodeHostname", "NodeAddr", "Port")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,57}[a-z0-9])?")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._/+-]+")
@@ -262,8 +264,12 @@ def _expand(line: dict[str, str]) -> list[dict[str, str]]:
     names = expand(line.get("NodeName", ""))
     columns = {key: expand(line[key]) for key in _PER_NODE if key in line}
     if wrong := [key for key, values in columns.items() if len(values) not in (1, len(names))]:
-        raise RequestError(f"NodeName={line['NodeName']} has {len(names)} names, {wrong[0]} another number", "correct the range")
+        raise RequestError(
+            f"NodeName={line.get('NodeName', '')} has {len(names)} names, {wrong[0]} another number", "correct the range"
+        )
     files = expand(line["File"]) if "File" in line else [""]
+    if len(names) * len(files) > _MAX_LINES:
+        raise RequestError(f"NodeName={line.get('NodeName', '')} has {len(names)} x {len(files)} files", "correct the range")
     return [
         {**line, **{key: values[number % len(values)] for key, values in columns.items()}, **({"File": file} if file else {})}
         for number in range(len(names))

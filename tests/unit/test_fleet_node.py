@@ -242,6 +242,18 @@ def test_range_of_another_length_is_refused() -> None:
         find_differences(build_nodes(example(), "h08"), "h08", nodes.replace("NodeAddr=h[08-10]", "NodeAddr=h[08-09]"), gres)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "gres"),
+    [
+        ("nodename=h[08-10] NodeHostname=h[08-10]", ""),  # Slurm accepts this spelling, the check does not
+        ("", "NodeName=h[1-60000] Name=vf File=/sys/vf[1-60000]"),
+    ],
+)
+def test_line_with_ranges_that_cannot_be_read_is_an_error(nodes: str, gres: str) -> None:
+    with pytest.raises(RequestError, match="NodeName="):
+        find_differences(build_nodes(example(), "h08"), "h08", nodes, gres)
+
+
 def test_other_cores_of_the_same_number_are_a_difference() -> None:
     """Slurm would see no difference, and guests would get other cores."""
     moved = host(core("0,4"), core("1,5"), core("2,6"), core("3,7", use="housekeeping"))
