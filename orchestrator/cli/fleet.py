@@ -80,7 +80,7 @@ def config(
     nodes = node.build_nodes(client.host(), files.check_host_name(host), Size.parse(page_size) if page_size else None)
     networks = [network["name"] for network in client.networks()]
     if checked:
-        found = [(checked / name).read_text() for name in (files.NODES_FILE, files.GRES_FILE)]
+        found = [(checked / name).read_text(errors="replace") for name in (files.NODES_FILE, files.GRES_FILE)]
         differences = files.find_differences(nodes, host, *found, networks)
         if as_json:
             print_json({"host": host, "differences": list(differences)})

@@ -117,7 +117,7 @@ def check_record(site: Site, record: Record) -> None:
 def check_configuration(site: Site, nodes: tuple[FleetNode, ...]) -> None:
     """Raises HostError with the first difference between Slurm's files and the host."""
     try:
-        files = [(site.configuration / name).read_text() for name in (NODES_FILE, GRES_FILE)]
+        files = [(site.configuration / name).read_text(errors="replace") for name in (NODES_FILE, GRES_FILE)]
     except OSError as error:
         raise HostError(f"cannot read {error.filename}", errno=error.errno or 0) from None
     networks = [network["name"] for network in site.client.networks()] if NETWORK in files[0] else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from orchestrator.errors import HostError, RequestError
 from orchestrator.fleet.apart import SLOTS
 from orchestrator.fleet.configuration import (
+    GRES_FILE,
+    NODES_FILE,
     Address,
     build_common,
     build_gres_lines,
@@ -19,6 +23,7 @@ from orchestrator.fleet.configuration import (
     find_differences,
 )
 from orchestrator.fleet.node import build_nodes, find_host
+from orchestrator.fleet.steps import check_configuration
 from orchestrator.values import CpuSet, PciAddress, Size
 
 _2M, _1G = Size.parse("2M").bytes, Size.parse("1G").bytes
@@ -234,6 +239,13 @@ def test_differences_in_ranges_are_found(change: Any, message: str) -> None:
     found = find_differences(build_nodes(example(), "h08"), "h08", *change(*write_ranges()))
     assert len(found) == 1
     assert re.search(message, found[0])
+
+
+def test_comment_in_another_encoding_is_no_fault(tmp_path: Path) -> None:
+    for name, text in zip((NODES_FILE, GRES_FILE), files(example()), strict=True):
+        (tmp_path / name).write_bytes(b"# Z\xfcrich\n" + text.encode())
+    site: Any = SimpleNamespace(configuration=tmp_path, host="a")
+    check_configuration(site, build_nodes(example(), "a"))
 
 
 def test_range_of_another_length_is_refused() -> None:
