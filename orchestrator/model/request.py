@@ -29,6 +29,7 @@ from orchestrator.model.fields import (
     check_size,
     describe,
 )
+from orchestrator.model.placement import Placement
 from orchestrator.model.secret import FROM_LEDGER, DiskSecret, NetworkConfig, Secret, UserData
 from orchestrator.model.ssh_key import MAX_KEY, MAX_KEYS, check_ssh_key, check_ssh_keys
 from orchestrator.model.target import MAX_NAME, MAX_TARGET, Target, check_login, find_nic, parse_target
@@ -72,28 +73,6 @@ class Restart(StrEnum):
 class Profile(StrEnum):
     TICKLESS = "tickless"
     """The guest's kernel keeps its timer tick, its own work and interrupts away from the vCPUs of the application."""
-
-
-class Placement(BaseModel):
-    """Resources that the caller prescribes, such as a batch scheduler. Used exactly, or refused.
-
-    Attributes:
-        cpus: whole physical cores of one NUMA node, in the kernel's list format ("2-3,6-7").
-        vf: PCI address, or None for any.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    cpus: Annotated[str, Field(max_length=4096), AfterValidator(check_cpus)]
-    vf: Annotated[str, Field(max_length=_MAX_TEXT), AfterValidator(check_pci_address)] | None = None
-
-    @property
-    def cpu_set(self) -> CpuSet:
-        return CpuSet.parse(self.cpus)
-
-    @property
-    def vf_address(self) -> PciAddress | None:
-        return PciAddress.parse(self.vf) if self.vf else None
 
 
 class NicRequest(BaseModel):

@@ -37,8 +37,10 @@ def find_free(request: GuestRequest, host: PlanningInput) -> tuple[list[NvmeCont
     if not wanted:
         return [], lacks
     free, refused = [], []
+    named = request.placement.disks if request.placement else None
     for controller in host.topology.controllers:
-        reason = _check_controller(controller, host)
+        is_named = named is None or str(controller.address) in named
+        reason = _check_controller(controller, host) if is_named else "not in placement.disks"
         refused += [f"{_name(controller)}: {reason}"] if reason else []
         free += [] if reason else [controller]
     for number, disk in enumerate(request.disks, 1):

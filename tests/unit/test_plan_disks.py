@@ -89,6 +89,21 @@ def test_disk_of_the_cores_node_is_preferred_to_a_smaller_one() -> None:
     assert serials(plan_guest(request({}, **cpus), topology, Allocated(), POLICY)) == ["serial1"]
 
 
+def test_disks_of_a_placement_are_the_only_ones() -> None:
+    """A fleet counts the controllers of each NUMA node: the planner would take one of another node if it fits better."""
+    topology = host(disk(0, "4G", node=0), disk(1, "1G", node=0), disk(2, "1G", node=1))
+
+    def choose(*disks: dict[str, object], among: list[str] | None = None) -> list[str]:
+        placement = {"cpus": "4-5"} | ({"disks": among} if among is not None else {})
+        return serials(plan_guest(request(*disks, placement=placement), topology, Allocated(), POLICY))
+
+    assert choose({"size": "4G"}) == ["serial0"]
+    assert choose({}, among=["0000:50:00.0", "51:00.0"]) == ["serial1"]
+    for among in ([], ["0000:52:00.0"]):
+        with pytest.raises(NoRoom, match=r"of at least 4G.*serial0 \(0000:50:00.0\): not in placement.disks"):
+            choose({"size": "4G"}, among=among)
+
+
 def test_smallest_sufficient_disk_is_chosen() -> None:
     topology = host(disk(0, "4G"), disk(1, "2G"), disk(2, "1G"))
     assert serials(plan(topology, {"size": "2G"})) == ["serial1"]

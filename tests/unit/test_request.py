@@ -74,9 +74,9 @@ def test_wrong_field_is_named(field: str, value: object, says: str) -> None:
 @pytest.mark.parametrize(
     ("field", "written", "kept"),
     [
-        ("placement", {"cpus": "2-3,\u001f\n8191"}, {"cpus": "2-3,8191", "vf": None}),
-        ("placement", {"cpus": " 3,2,,7-7 \t"}, {"cpus": "2-3,7", "vf": None}),
-        ("placement", {"cpus": "2", "vf": "41:10.0\n"}, {"cpus": "2", "vf": "0000:41:10.0"}),
+        ("placement", {"cpus": "2-3,\u001f\n8191"}, {"cpus": "2-3,8191", "vf": None, "disks": None}),
+        ("placement", {"cpus": " 3,2,,7-7 \t"}, {"cpus": "2-3,7", "vf": None, "disks": None}),
+        ("placement", {"cpus": "2", "vf": "41:10.0\n"}, {"cpus": "2", "vf": "0000:41:10.0", "disks": None}),
         ("memory", "1024 MiB\u001f", "1G"),
         ("page_size", "\n2048K", "2M"),
     ],
