@@ -48,6 +48,20 @@ class PageUse(TypedDict):
     count: int
 
 
+class DiskUse(TypedDict):
+    """An NVMe controller; ``guest`` is the guest that owns it, empty without one.
+
+    ``use`` is "free", "claimed", "wiping", "quarantined", or "unusable" if guests cannot have it: ``why``, otherwise empty.
+    ``node`` is null if the firmware does not report it.
+    """
+
+    address: str
+    node: int | None
+    use: str
+    guest: str
+    why: str
+
+
 class VcpuActivity(TypedDict):
     """A vCPU's thread since it began; two readings give rates.
 
@@ -167,7 +181,7 @@ class Host(TypedDict):
     ``survey_age`` is the seconds since the survey was read; its free huge pages are current. ``unmanaged`` is as old as the
     survey; ``unmanaged_why`` says which virtual machines are not known and why, and is empty if all are. ``lost`` are uplinks
     on which frames between guests do not return from the external switch. ``audit`` is null if none was run since the manager
-    started.
+    started. ``emulated_disks``: the manager offers them.
     """
 
     time: str
@@ -179,6 +193,8 @@ class Host(TypedDict):
     unmanaged: Annotated[list[UnmanagedGuest] | None, Added(None)]
     unmanaged_why: Annotated[str, Added("")]
     pages: list[PageUse]
+    disks: Annotated[list[DiskUse], Added([])]
+    emulated_disks: Annotated[bool, Added(False)]  # noqa: FBT003
     uplinks: list[Uplink]
     vfs: Annotated[list[VfSettings], Added([])]
     lost: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
@@ -107,7 +108,7 @@ class Allocator:
         self._images, self._launched, self._warnings, self._secrets = images, launched, warnings, secrets
         self.surveys = SurveyCache(host, uplinks.policy.uplinks, shared)
         self.lock = CallQueue()
-        self._index = AllocationIndex()
+        self._index, self._examining = AllocationIndex(), threading.Lock()
         self._compared: tuple[tuple[Topology, Policy] | None, tuple[str, ...]] = None, ()
         self._host_id = read_host_id(host)
 
@@ -167,8 +168,9 @@ class Allocator:
 
     def read_disk_use(self, controllers: Iterable[NvmeController]) -> tuple[NvmeController, ...]:
         """Adds uses and contents, except of disks that guests own: the examination opens a disk exclusively for a moment."""
-        owned = frozenset(disk.serial for claim in self._ledger.read().claims for disk in claim.plan.disks)
-        return read_disk_use(self._host, controllers, owned=owned)
+        with self._examining:  # two examinations of a disk at the same time would refuse each other
+            owned = frozenset(disk.serial for claim in self._ledger.read().claims for disk in claim.plan.disks)
+            return read_disk_use(self._host, controllers, owned=owned)
 
     def _finish_claim(self, pending: PendingClaim, request: GuestRequest) -> Claim:
         """Returns when the claim and its secrets are on the disk; otherwise there is neither."""

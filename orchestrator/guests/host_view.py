@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from uuid import UUID
 
 from orchestrator.errors import HostError
 from orchestrator.guests.allocate import Allocator
@@ -20,16 +21,18 @@ from orchestrator.guests.uplinks import Uplinks
 from orchestrator.guests.vf_settings import VfReader
 from orchestrator.host.activity import ThreadTimes, read_thread_times
 from orchestrator.host.exit_trace import read_counts
+from orchestrator.host.nvme import read_controllers
 from orchestrator.ledger import Claim
 from orchestrator.model.access import MANAGER, Identity
 from orchestrator.model.event import utc_now
 from orchestrator.model.exit_reasons import ExitTrace
 from orchestrator.model.guest_view import GuestView
-from orchestrator.model.host_view import CoreUse, GuestActivity, HostView, PageUse, UnmanagedGuest, VcpuActivity
+from orchestrator.model.host_view import CoreUse, DiskUse, GuestActivity, HostView, PageUse, UnmanagedGuest, VcpuActivity
 from orchestrator.model.state import GuestState
 from orchestrator.model.topology import NvmeController, Topology
 from orchestrator.model.uplink import Uplink
 from orchestrator.planning.capacity import count_pages, list_core_uses
+from orchestrator.planning.disk import list_disk_uses
 from orchestrator.planning.host_check import check_host
 from orchestrator.values import CpuSet
 
@@ -73,6 +76,7 @@ class HostViews:
         self._view: HostView | None = None
         self._slow: _Slow | None = None
         self._disks: tuple[float, tuple[NvmeController, ...], tuple[NvmeController, ...]] | None = None
+        self._controllers: tuple[float, frozenset[UUID], tuple[NvmeController, ...]] | None = None
         self._runs, self._vfs = Runs(context.host, context.hypervisor), VfReader(context.host, context.ledger)
         self._others = OtherThreads(context.host)
 
@@ -86,8 +90,9 @@ class HostViews:
             return self._view
 
     def _read(self) -> HostView:
-        slow = self._read_slow()
-        topology, claims = slow.topology, self._ledger.read().claims
+        slow, earlier = self._read_slow(), self._ledger.read().claims
+        topology = replace(slow.topology, controllers=self._read_controllers(slow.read_at, earlier))
+        claims = self._ledger.read().claims
         started_at = time.monotonic()
         activity = tuple(self._read_activity([claim for claim in claims if claim.state == GuestState.RUNNING]))
         guests, audit = tuple(self._list_guests(MANAGER)), self.audits.show()
@@ -98,6 +103,8 @@ class HostViews:
             topology=topology, survey_age=max(0.0, started_at - slow.read_at),
             cores=tuple(self._list_cores(topology, claims)), unmanaged=slow.unmanaged[0], unmanaged_why=slow.unmanaged[1],
             pages=tuple(self._list_pages(topology, claims)),
+            disks=tuple(self._list_disks(topology, (*earlier, *claims))),
+            emulated_disks=bool(self._uplinks.policy.disk_folder or self._uplinks.policy.disk_group),
             uplinks=slow.uplinks, vfs=self._vfs.read(topology), lost=lost,
             activity=activity, audit=audit, drift=drift, quarantine=quarantine,
             attention=list_attention(guests, quarantine, drift, lost, audit, check_host(self._uplinks.policy, topology)),
@@ -109,12 +116,21 @@ class HostViews:
         max_age = SURVEY_AGE if slow is None or slow.generation == generation else CHANGED_SURVEY_AGE
         pools, started_at = self._allocator.surveys.get_dated(now - max_age)
         if slow is None or slow.read_at < now - max_age:
-            topology = replace(pools, controllers=self._add_disk_use(pools.controllers, now))
             managed = frozenset(claim.plan.uuid for claim in self._ledger.read().claims)
-            unmanaged = list_unmanaged(self._host, self._hypervisor, managed, topology.cpus)
-            slow = _Slow(topology, started_at, self._uplinks.list(MANAGER, topology), unmanaged, generation)
+            unmanaged = list_unmanaged(self._host, self._hypervisor, managed, pools.cpus)
+            slow = _Slow(pools, started_at, self._uplinks.list(MANAGER, pools), unmanaged, generation)
         self._slow = replace(slow, topology=replace(slow.topology, pools=pools.pools, promised=pools.promised))
         return self._slow
+
+    def _read_controllers(self, surveyed_at: float, claims: Iterable[Claim]) -> tuple[NvmeController, ...]:
+        """Read with each survey, and if guests with disks have come or gone since: the drivers of a survey would be outdated.
+
+        ``claims`` were read before.
+        """
+        owners = frozenset(claim.plan.uuid for claim in claims if claim.plan.controllers)
+        if self._controllers is None or self._controllers[:2] != (surveyed_at, owners):
+            self._controllers = surveyed_at, owners, read_controllers(self._host)
+        return self._add_disk_use(self._controllers[2], time.monotonic())
 
     def _add_disk_use(self, controllers: tuple[NvmeController, ...], now: float) -> tuple[NvmeController, ...]:
         if self._disks is None or self._disks[1] != controllers or self._disks[0] < now - DISK_USE_AGE:
@@ -133,6 +149,13 @@ class HostViews:
         counts = count_pages(topology, plans, _quarantined(claims), started, self._uplinks.policy)
         for (node, size, use), count in counts.items():
             yield PageUse(node, size, use, count)
+
+    def _list_disks(self, topology: Topology, claims: Sequence[Claim]) -> Iterator[DiskUse]:
+        """``claims``: also those from before the controllers were read: what is released meanwhile still has its guest."""
+        plans = {claim.plan.name: claim.plan for claim in claims}
+        states = {claim.plan.name: str(claim.state) for claim in claims}
+        for controller, use, guest, why in list_disk_uses(topology, plans, states, self._uplinks.policy):
+            yield DiskUse(controller.address, controller.node, use, guest, why)
 
     def _read_activity(self, claims: Sequence[Claim]) -> Iterator[GuestActivity]:
         self._runs.keep(claims)

@@ -55,6 +55,21 @@ class PageUse:
 
 
 @dataclass(frozen=True)
+class DiskUse:
+    """An NVMe controller with its use (`planning.disk`) and the guest that owns it, empty without one.
+
+    Attributes:
+        why: why guests cannot have it, empty if they can.
+    """
+
+    address: PciAddress
+    node: int | None
+    use: str
+    guest: str
+    why: str
+
+
+@dataclass(frozen=True)
 class VcpuActivity:
     """A vCPU's thread since it began. Two readings give rates.
 
@@ -192,6 +207,7 @@ class HostView:
         unmanaged: as of the survey; ``unmanaged_why`` says which are not known and why, empty if all are.
         lost: uplinks on which frames between guests do not return from the external switch.
         audit: None if none was run since the manager started.
+        emulated_disks: the manager offers them.
     """
 
     time: str
@@ -203,6 +219,8 @@ class HostView:
     unmanaged: tuple[UnmanagedGuest, ...]
     unmanaged_why: str
     pages: tuple[PageUse, ...]
+    disks: tuple[DiskUse, ...]
+    emulated_disks: bool
     uplinks: tuple[Uplink, ...]
     vfs: tuple[VfSettings, ...]
     lost: tuple[str, ...]

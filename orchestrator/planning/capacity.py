@@ -20,6 +20,8 @@ _CORE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNUSABLE)
 _PAGE_STATES = (FREE, CLAIMED, QUARANTINED, HOUSEKEEPING, UNMANAGED)
 _VF_STATES = (FREE, CLAIMED, QUARANTINED, UNMANAGED)
 _NVME, _EMULATED, _NETWORK, _WIPING = "nvme", "emulated", "network", "wiping"
+OWNED = {QUARANTINED: QUARANTINED, _WIPING: _WIPING}
+"""The use of a guest's disks by the state of the guest; otherwise they are claimed."""
 
 
 def list_core_uses(
@@ -76,14 +78,13 @@ def count_disks(topology: Topology, plans: Mapping[str, Plan], states: Mapping[s
     """Disks by kind and state, unused states as 0. NVMe controllers without a guest count as free, or by the reason that guests
     cannot have them; whether the host uses them is not examined. ``states`` are those of guests by name.
     """
-    owners = {QUARANTINED: QUARANTINED, _WIPING: _WIPING}
     counts = {(kind, state): 0 for kind in (_NVME, _EMULATED, _NETWORK) for state in (CLAIMED, _WIPING, QUARANTINED)}
     owned = set()
     for name, plan in plans.items():
         for disk in plan.disks:
             owned.add(disk.address)
             kind = _NETWORK if disk.target else _NVME if disk.address else _EMULATED
-            counts[kind, owners.get(states[name], CLAIMED)] += 1
+            counts[kind, OWNED.get(states[name], CLAIMED)] += 1
     counts |= {(_NVME, FREE): 0, (_NVME, UNUSABLE): 0}
     for controller in topology.controllers:
         if controller.address not in owned:

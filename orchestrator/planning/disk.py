@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from orchestrator.errors import RequestError
-from orchestrator.model.plan import DiskPlan, Policy
+from orchestrator.model.plan import DiskPlan, Plan, Policy
 from orchestrator.model.request import DiskKind, DiskRequest, GuestRequest
 from orchestrator.model.target import TARGET_WORD, find_nic
 from orchestrator.model.topology import NvmeController, Topology, VolumeGroup
 from orchestrator.model.waiver import Waiver
+from orchestrator.planning.capacity import CLAIMED, FREE, OWNED, UNUSABLE
 from orchestrator.planning.inputs import PlanningInput
 from orchestrator.values import PciAddress, Size
 
@@ -77,6 +78,22 @@ def plan_disks(
     return tuple(disks)
 
 
+def list_disk_uses(
+    topology: Topology, plans: Mapping[str, Plan], states: Mapping[str, str], policy: Policy
+) -> Iterator[tuple[NvmeController, str, str, str]]:
+    """Each controller with its use, the guest that owns it, and why guests cannot have it; each of the last two can be empty.
+
+    Devices of unmanaged domains are unusable by their driver. ``states`` are those of guests by name.
+    """
+    owners = {disk.address: name for name, plan in plans.items() for disk in plan.controllers}
+    for controller in topology.controllers:
+        if guest := owners.get(controller.address):
+            yield controller, OWNED.get(states[guest], CLAIMED), guest, ""
+        else:
+            why = _check_unowned(controller, topology, policy)
+            yield controller, UNUSABLE if why else FREE, "", why
+
+
 def describe_disks(request: GuestRequest) -> str:
     """Empty without disks."""
     texts = []
@@ -137,6 +154,10 @@ def _check_controller(controller: NvmeController, host: PlanningInput) -> str:
         return "owned by a guest"
     if address in allocated.vfs or address in allocated.last_vfs:
         return "a device of an unmanaged domain"
+    return _check_unowned(controller, host.topology, host.policy)
+
+
+def _check_unowned(controller: NvmeController, topology: Topology, policy: Policy) -> str:
     if controller.fault:
         return controller.fault
     if controller.driver != _NVME:
@@ -147,10 +168,10 @@ def _check_controller(controller: NvmeController, host: PlanningInput) -> str:
         return f"it has {len(controller.namespaces)} namespaces, expected 1"
     if controller.uses:
         return f"used by the host: {'; '.join(controller.uses)}"
-    if controller.signatures and controller.serial not in host.policy.disk_serials:
+    if controller.signatures and controller.serial not in policy.disk_serials:
         what = "; ".join(controller.signatures)
         return f"not empty: {what} (to have its contents destroyed, add the serial to [disks] serials)"
-    return _check_group(address, host.topology)
+    return _check_group(controller.address, topology)
 
 
 def _check_group(address: PciAddress, topology: Topology) -> str:

@@ -29,6 +29,7 @@ from orchestrator.client.client import Client
 from orchestrator.config import DaemonConfig
 from orchestrator.guests.service import GuestService
 from orchestrator.ledger import Ledger
+from orchestrator.model.plan import Policy
 from orchestrator.model.proof import Proof, Verdict
 from orchestrator.values import CpuSet
 from tests.harness.crash import World
@@ -91,11 +92,15 @@ def serve(
     audit: MeasureProofs = audit,
     cpus: CpuSet = ANY,
     records: Records | None = None,
+    policy: Policy | None = None,
 ) -> Iterator[Served]:
-    """Serves until the block ends. Settings: sections of the configuration file; cpus: of the server, of which it uses one."""
+    """Serves until the block ends. Settings: sections of the configuration file; cpus: of the server, of which it uses one.
+
+    ``policy``: None for that of the world.
+    """
     world = world or World(folder / "world")
     config = DaemonConfig.model_validate({"host": {"housekeeping": "0-1", "uplinks": ["nic0"]}, **(settings or {})})
-    manager, ledger = world.open_manager()
+    manager, ledger = world.open_manager(policy)
     manager.reconciler.recover()
     path = folder / "manager.sock"
     listeners = [Listener(open_socket(path))]

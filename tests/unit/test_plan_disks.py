@@ -22,6 +22,7 @@ from orchestrator.model.topology import (
 )
 from orchestrator.model.waiver import Waiver
 from orchestrator.planning.allocation_index import AllocationIndex
+from orchestrator.planning.disk import list_disk_uses
 from orchestrator.planning.planner import hide_device_owners, plan_guest
 from orchestrator.planning.quota import check_quota
 from orchestrator.values import CpuSet, MacAddress, PciAddress, Size
@@ -102,6 +103,28 @@ def test_disks_of_a_placement_are_the_only_ones() -> None:
     for among in ([], ["0000:52:00.0"]):
         with pytest.raises(NoRoom, match=r"of at least 4G.*serial0 \(0000:50:00.0\): not in placement.disks"):
             choose({"size": "4G"}, among=among)
+
+
+def test_use_of_each_controller_is_listed_with_owner_or_reason() -> None:
+    group = (disk(4, driver="nvme", iommu_group=None),)
+    topology = host(
+        disk(0), disk(1), disk(2, uses=("nvme2n1 is mounted on /",)), disk(3, node=None, signatures=("nvme3n1 contains ext4",))
+    )
+    topology = dataclasses.replace(topology, controllers=(*topology.controllers, *group))
+    owned = plan(topology, {})
+    serials = frozenset({"serial3"})
+    for state, use in {"running": "claimed", "wiping": "wiping", "quarantined": "quarantined"}.items():
+        found = list_disk_uses(topology, {"g1": owned}, {"g1": state}, POLICY)
+        assert [(one.serial, use, guest, why) for one, use, guest, why in found] == [
+            ("serial0", use, "g1", ""),
+            ("serial1", "free", "", ""),
+            ("serial2", "unusable", "", "used by the host: nvme2n1 is mounted on /"),
+            ("serial3", "unusable", "", "not empty: nvme3n1 contains ext4 (to have its contents destroyed, add the serial to "
+             "[disks] serials)"),
+            ("serial4", "unusable", "", "it is in no IOMMU group"),
+        ]  # fmt: skip
+    permitted = list_disk_uses(topology, {}, {}, dataclasses.replace(POLICY, disk_serials=serials))
+    assert [use for _, use, _, _ in permitted] == ["free", "free", "unusable", "free", "unusable"]
 
 
 def test_smallest_sufficient_disk_is_chosen() -> None:
