@@ -253,7 +253,7 @@ class CoreManager:
 
     def _list_disk_steps(self, one: DiskPlan, contents: disk.Contents) -> Iterator[Step]:
         """Each step is made before the next is asked for. None for a network disk, which only its guest reaches."""
-        progress = self._context.disk_work.reporter(self.plan.uuid)
+        progress = self._context.disk_work.reporter(self.plan.uuid, prepares=True)
         verified = partial(self._context.ledger.add_disk_check, self.plan.name)
         if one.target:
             return

@@ -36,6 +36,7 @@ class DiskWork:
 
     def __init__(self) -> None:
         self._progress: dict[UUID, DiskProgress] = {}
+        self._deleted: set[UUID] = set()
         self._closed = threading.Event()
 
     @property
@@ -45,11 +46,16 @@ class DiskWork:
     def find(self, uuid: UUID) -> DiskProgress | None:
         return self._progress.get(uuid)
 
-    def reporter(self, uuid: UUID) -> Callable[[DiskProgress], None]:
-        """A function that notes progress. It raises GuestError once the manager exits."""
+    def reporter(self, uuid: UUID, *, prepares: bool = False) -> Callable[[DiskProgress], None]:
+        """A function that notes progress. It raises GuestError once the manager exits.
+
+        ``prepares``: the work is for a guest that is being created, and also stops if the guest is to be deleted.
+        """
 
         def report(progress: DiskProgress) -> None:
             self.check()
+            if prepares and uuid in self._deleted:
+                raise GuestError("the guest was deleted while its disks were being prepared", "create it again if it is needed")
             self._progress[uuid] = progress
 
         return report
@@ -58,8 +64,13 @@ class DiskWork:
         if self.closed:
             raise GuestError("the manager exits: the work on the disk was stopped", "repeat the request when the manager runs")
 
+    def stop_preparing(self, uuid: UUID) -> None:
+        """No-op if the disks of the guest are not being prepared. Needs no lock."""
+        self._deleted.add(uuid)
+
     def forget(self, uuid: UUID) -> None:
         self._progress.pop(uuid, None)
+        self._deleted.discard(uuid)
 
     def close(self) -> None:
         self._closed.set()

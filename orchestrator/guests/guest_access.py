@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from orchestrator.errors import Forbidden, NotFound
 from orchestrator.guests.console_watch import guest_replaced_error
@@ -51,6 +51,22 @@ class GuestAccess:
                 check_version(claim, expected)
             if claim.plan.uuid != before.plan.uuid:
                 raise guest_replaced_error(name)
+            yield claim
+
+    @contextmanager
+    def lock_for_deletion(self, caller: Identity, name: str, expected: int | None) -> Iterator[Claim | None]:
+        """As ``lock_for_change``, also for a guest whose disks are being prepared: that stops. None if nothing is left of it."""
+        before = self.find_for_change(caller, name)
+        check_version(before, expected)
+        if before.state == GuestState.CREATING:
+            self._transitions.stop_preparing(before)
+        with ExitStack() as stack:
+            claim: Claim | None = None
+            try:
+                claim = stack.enter_context(self.lock_for_change(caller, name, expected, expire_shutdown=True))
+            except NotFound:
+                if before.state != GuestState.CREATING:
+                    raise
             yield claim
 
 

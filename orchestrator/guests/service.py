@@ -243,7 +243,9 @@ class GuestService:
 
     def delete(self, caller: Identity, name: str, expected: int | None = None) -> None:
         """Forces the guest off and releases its claim. Raises Conflict if it is quarantined before or after that."""
-        with self._access.lock_for_change(caller, name, expected, expire_shutdown=True) as claim:
+        with self._access.lock_for_deletion(caller, name, expected) as claim:
+            if claim is None:
+                return
             if claim.state == GuestState.WIPING:
                 return
             if claim.state == GuestState.QUARANTINED:

@@ -108,6 +108,10 @@ class Transitions:
         """Makes a shutdown in another thread time out now. Needs no lock."""
         self._expired_shutdowns.add(claim.plan.uuid)
 
+    def stop_preparing(self, claim: Claim) -> None:
+        """Makes the creation of the guest fail if it works on the guest's disks in another thread. Needs no lock."""
+        self._context.disk_work.stop_preparing(claim.plan.uuid)
+
     def finish_stopping(self, claim: Claim, outcome: Outcome) -> Claim:
         """Cleans up a STOPPING guest; returns it STOPPED or QUARANTINED."""
         if findings := self._clean_up(claim):

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import OrchestratorError
 from orchestrator.guests import host_view
+from orchestrator.host.block import BlockProgress
 from orchestrator.host.nvme import read_controllers
 from orchestrator.resources import disk as disk_module
 from tests.fakes.nvme import disk_file
@@ -105,6 +107,42 @@ def test_examinations_of_disks_do_not_overlap(served: Served, monkeypatch: pytes
     for thread in threads:
         thread.join()
     assert max(most) == 1
+
+
+@pytest.mark.parametrize("writes", [False, True])
+def test_guest_whose_disks_are_being_prepared_can_be_deleted(
+    served: Served, monkeypatch: pytest.MonkeyPatch, *, writes: bool
+) -> None:
+    """Its disks are read as a whole, which takes hours if they are large."""
+
+    def work(*words: Any, **_more: Any) -> None:
+        while True:
+            words[-1](BlockProgress("nvme0n1", "verify", 1, 2))
+            threading.Event().wait(0.01)
+
+    if writes:
+        to_report = disk_module.to_report
+        monkeypatch.setattr(disk_module.FillDisk, "apply", lambda step, _host: work(to_report(step.progress, "disk0")))
+    else:
+        monkeypatch.setattr(disk_module, "find_data", work)
+    errors: list[OrchestratorError] = []
+
+    def try_to_create() -> None:
+        try:
+            create(served)
+        except OrchestratorError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=try_to_create)
+    thread.start()
+    until(lambda: [guest for guest in served.client.guests() if guest["progress"]])
+    assert served.client.guest("web")["state"] == "creating"
+    served.client.delete("web")
+    thread.join(60)
+    assert "the guest was deleted while its disks were being prepared" in errors[0].message
+    wait_wiped(served.ledger)
+    assert list_uses(served) == [("free", "")] * 3
+    assert served.world.count_undo_records() == 0
 
 
 @pytest.mark.parametrize(("settings", "offers"), [({}, False), ({"disk_folder": "/disks"}, True), ({"disk_group": "vg"}, True)])
