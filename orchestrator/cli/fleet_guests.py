@@ -45,8 +45,9 @@ def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 @tenant_option
 @quotas_option
 @click.option(
-    "--requeue", is_flag=True, help="Let `nohype fleet requeue` start the guest on another host after the loss of its host."
-)
+    "--requeue", is_flag=True,
+    help="Let `nohype fleet requeue` start the guest on another host after the loss of its host; what its disks held is lost.",
+)  # fmt: skip
 @wait_options("the guest has reported ready, and fail if it ends before")
 @json_option
 def submit(
@@ -68,7 +69,8 @@ def submit(
 
     The guest starts as soon as a host has room for it, usually within a second. The command returns after 6 s, when the
     controller has saved it; with --tenant after 12 s. Repeating the command with the same --id never starts a second guest. NAME,
-    and the request, are as for `nohype guest create`; disks, caches, secrets and a placement cannot be requested.
+    and the request, are as for `nohype guest create`; network disks, serial numbers of disks, caches, secrets and a placement
+    cannot be requested.
 
     With --wait, a guest whose image reports ready only by answering SSH is ready when it runs. A guest that is not ready in time
     stays in the fleet.

@@ -15,7 +15,7 @@ from orchestrator.cli.fleet_modules import load_fleet
 from orchestrator.cli.output import json_option, print_json, print_table, say
 from orchestrator.client import Client
 
-_COLUMNS = ("HOST", "STATE", "GUESTS", "CORES", "MEMORY", "VFS", "FEATURES", "SINCE", "BY", "REASON")
+_COLUMNS = ("HOST", "STATE", "GUESTS", "CORES", "MEMORY", "VFS", "NVME", "FEATURES", "SINCE", "BY", "REASON")
 
 
 @click.command()
@@ -23,9 +23,9 @@ _COLUMNS = ("HOST", "STATE", "GUESTS", "CORES", "MEMORY", "VFS", "FEATURES", "SI
 def hosts(*, as_json: bool) -> None:
     """List the hosts of the fleet, one line per NUMA node.
 
-    Cores, memory and VFs are shown as used/total; guests that are being ended have theirs until they are gone. The managers of
-    the hosts are not asked. An asterisk after the state: the node does not respond. For a node that is drained or down, the
-    reason, and when and by whom it was set. What the last health check of the host has found is added to the reason.
+    Cores, memory, VFs and NVMe controllers are shown as used/total; guests that are being ended have theirs until they are gone.
+    The managers of the hosts are not asked. An asterisk after the state: the node does not respond. For a node that is drained or
+    down, the reason, and when and by whom it was set. What the last health check of the host has found is added to the reason.
     """
     uses = load_fleet("use").read_uses()
     if as_json:
@@ -112,12 +112,14 @@ def orphans(end: str | None, records: Path, *, as_json: bool, client: Client) ->
 
 
 def _describe_use(use: Any) -> dict[str, object]:
-    return {"guests": [place.guest for place in use.places], "cores": use.cores, "memory": use.memory, "vfs": use.vfs}
+    amounts = {"cores": use.cores, "memory": use.memory, "vfs": use.vfs, "disks": use.disks}
+    return {"guests": [place.guest for place in use.places], **amounts}
 
 
 def _build_row(use: Any) -> Sequence[object]:
     node = use.node
-    amounts = (f"{use.cores}/{node.cores}", f"{use.memory}/{node.memory}M", f"{use.vfs}/{node.vfs}")
+    memory, disks = f"{use.memory}/{node.memory}M", f"{use.disks}/{node.disks}"
+    amounts = (f"{use.cores}/{node.cores}", memory, f"{use.vfs}/{node.vfs}", disks)
     features = ",".join(node.features)
     return (
         node.name,

@@ -55,8 +55,9 @@ def _draw_node(use: NodeUse, colours: dict[str, str]) -> Part:
                 for kind, mark, title in (cell,)
             ),
         )
-    memory = f"memory {use.memory} of {node.memory} MiB, guests: {', '.join(place.guest for place in use.places) or 'none'}"
-    yield LINE, draw_text(_NAME + _STATE, 13, f"{memory}{f'; {node.reason}' if node.reason else ''}", "quiet")
+    amounts = f"memory {use.memory} of {node.memory} MiB" + (f", NVMe {use.disks} of {node.disks}" if node.disks else "")
+    words = f"{amounts}, guests: {', '.join(place.guest for place in use.places) or 'none'}"
+    yield LINE, draw_text(_NAME + _STATE, 13, f"{words}{f'; {node.reason}' if node.reason else ''}", "quiet")
 
 
 def _draw_owned(what: str, number: int, guest: str, colours: dict[str, str]) -> tuple[str, str, str]:

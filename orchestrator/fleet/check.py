@@ -14,6 +14,7 @@ from orchestrator.client.transport import Unreachable as ManagerUnreachable
 from orchestrator.errors import Conflict, OrchestratorError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.journal import MAX_COMMENT
+from orchestrator.fleet.manager import WIPING, retry_manager
 from orchestrator.fleet.records import Record, read_records, remove_record
 from orchestrator.fleet.steps import (
     CHECK_SECONDS,
@@ -23,7 +24,6 @@ from orchestrator.fleet.steps import (
     end_guest,
     find_abandoned_records,
     find_records_without_job,
-    retry_manager,
 )  # fmt: skip
 
 
@@ -84,13 +84,15 @@ def find_orphans(client: Client, folder: Path) -> tuple[Orphan, ...]:
 
 
 def _find_orphans(client: Client, folder: Path, forgotten: Iterable[Record]) -> Iterator[Orphan]:
-    """Guests without a record, and those of the forgotten records."""
+    """Guests without a record, and those of the forgotten records, except those of which only the disks are left."""
     # Each guest of a job has a record from before its start until after its end.
     before = read_records(folder)
     guests = retry_manager(client.guests, PROLOG_SECONDS)
     known = {(record.name, record.guest_id): record for record in (*before, *read_records(folder))}
     without_job = set(forgotten)
     for guest in guests:
+        if guest["state"] == WIPING:
+            continue
         guest_id = guest["id"] or ""
         record = known.get((guest["name"], guest_id))
         if record is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import RequestError
 from orchestrator.fleet.apart import GRES_NAMES, build_gres
+from orchestrator.fleet.gres import NVME, VF, count_gres
 from orchestrator.fleet.hostlist import expand
-from orchestrator.fleet.node import EDGE, NETWORK, SRIOV, FleetNode, find_host
+from orchestrator.fleet.node import EDGE, EMULATED_DISK, NETWORK, SRIOV, FleetNode, find_host
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
@@ -42,7 +43,7 @@ SwitchType=switch/none
 ProctrackType=proctrack/linuxproc
 # The manager pins guests; Slurm must not bind the job script to a core of its guest.
 TaskPlugin=task/none
-GresTypes=vf,{apart}
+GresTypes=vf,nvme,{apart}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
@@ -179,7 +180,8 @@ def find_differences(
 ) -> tuple[str, ...]:
     """What the two files say of this host that differs from what it has, one sentence per difference.
 
-    Features that the operator added are accepted, and also a network of the host that the file does not have.
+    Features that the operator added are accepted, and also what the file does not use: networks, NVMe controllers and emulated
+    disks of the host.
     """
     return tuple(_compare(nodes, host, _parse(node_file), _list_files(_parse(gres_file)), networks))
 
@@ -199,10 +201,15 @@ def _compare(
         if node.name not in known:
             yield f"{NODES_FILE} does not have node {node.name}"
             continue
-        for key, value in _describe(node):
+        listed = known[node.name].get("Feature", "").split(",")
+        used = replace(
+            node, disks=node.disks[: count_gres(NVME, known[node.name].get("Gres", ""))],
+            emulates_disks=node.emulates_disks and EMULATED_DISK in listed,
+        )  # fmt: skip
+        for key, value in _describe(used):
             if (found := known[node.name].get(key)) != value:
                 yield _describe_difference(node, key, found, value)
-        yield from _compare_features(node, known[node.name].get("Feature", "").split(","), networks)
+        yield from _compare_features(used, listed, networks)
         expected = [_device(vf) for vf in node.vfs]
         if (listed := files.get(node.name, [])) != expected:
             differing = [file for file in (*listed, *expected) if (file in listed) != (file in expected)] or ["their order"]
@@ -214,7 +221,8 @@ def _describe(node: FleetNode) -> Iterator[tuple[str, str]]:
     yield "CoresPerSocket", str(len(node.cores))
     yield "ThreadsPerCore", str(node.threads)
     yield "RealMemory", str(node.memory)
-    yield "Gres", ",".join([*([f"vf:{len(node.vfs)}"] if node.vfs else []), *build_gres(node.slots)])
+    counts = {VF: len(node.vfs), NVME: len(node.disks)}
+    yield "Gres", ",".join([*(f"{name}:{count}" for name, count in counts.items() if count), *build_gres(node.slots)])
 
 
 def _describe_difference(node: FleetNode, key: str, found: str | None, expected: str) -> str:
@@ -230,7 +238,7 @@ def _list_features(node: FleetNode) -> tuple[str, ...]:
 
 
 def _compare_features(node: FleetNode, listed: Sequence[str], networks: Collection[str]) -> Iterator[str]:
-    own = [feature for feature in listed if feature in (SRIOV, EDGE) or feature.startswith(("pages-", "cores-"))]
+    own = [feature for feature in listed if feature in (SRIOV, EDGE, EMULATED_DISK) or feature.startswith(("pages-", "cores-"))]
     expected = _list_features(node)
     if set(own) != set(expected):
         yield f"node {node.name}: Feature={','.join(own)} in {NODES_FILE}, the host has {','.join(expected)}"

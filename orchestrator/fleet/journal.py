@@ -23,6 +23,8 @@ class What(StrEnum):
     ALLOCATED = "allocated"
     REFUSED = "refused"
     """By the Prolog."""
+    WAITING = "waiting"
+    """For the disks of a deleted guest of the host."""
     STARTED = "started"
     READY = "ready"
     READY_BY_SSH = "ready-by-ssh"

@@ -30,6 +30,7 @@ METRICS = (
     Metric("nohype_fleet_cores", ("node", "state"), "Whole cores of guests, by use."),
     Metric("nohype_fleet_memory_bytes", ("node", "state"), "Huge pages of guests, by use."),
     Metric("nohype_fleet_vfs", ("node", "state"), "VFs, by use."),
+    Metric("nohype_fleet_nvme", ("node", "state"), "NVMe controllers, by use; those that are being wiped are free."),
 )
 Sample = tuple[str, tuple[str, ...], int]
 """Name, values of the labels, value."""
@@ -60,6 +61,7 @@ def _list_samples(uses: Sequence[NodeUse], jobs: Iterable[Job]) -> Iterator[Samp
             ("nohype_fleet_cores", use.cores, node.cores),
             ("nohype_fleet_memory_bytes", use.memory << 20, node.memory << 20),
             ("nohype_fleet_vfs", use.vfs, node.vfs),
+            ("nohype_fleet_nvme", use.disks, node.disks),
         ):
             yield name, (node.name, _USED), used
             yield name, (node.name, _FREE), total - used

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.client.host_shapes import CoreUse, Host
-from orchestrator.client.shapes import Pf
 from orchestrator.errors import HostError, RequestError
 from orchestrator.fleet.apart import share_slots
 from orchestrator.values import CpuSet, PciAddress, Size
 
-SRIOV, EDGE, NETWORK = "sriov", "edge", "network-"
-"""Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows."""
+SRIOV, EDGE, NETWORK, EMULATED_DISK = "sriov", "edge", "network-", "emulated-disk"
+"""Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows; its
+manager offers emulated disks.
+"""
 _NUMA = re.compile(r"-n[0-9]+$")
 _NOT_FOR_GUESTS = ("housekeeping", "unusable")
 _NO_VF_EDGES = ("macvtap-vepa", "nft-vepa")
@@ -37,6 +38,8 @@ class FleetNode:
         page_size: bytes.
         vfs: PCI addresses, by Slurm's index of the resource.
         slots: for groups of guests, see `apart`.
+        disks: NVMe controllers that guests can own, those that guests own now included.
+        emulates_disks: the manager offers emulated disks.
     """
 
     name: str
@@ -47,10 +50,14 @@ class FleetNode:
     page_size: int
     vfs: tuple[PciAddress, ...]
     slots: tuple[int, ...] = ()
+    disks: tuple[PciAddress, ...] = ()
+    emulates_disks: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:
-        return (SRIOV if self.vfs else EDGE, f"pages-{Size(self.page_size)}")
+        return (
+            SRIOV if self.vfs else EDGE, f"pages-{Size(self.page_size)}", *([EMULATED_DISK] if self.emulates_disks else [])
+        )  # fmt: skip
 
     def map_cpus(self, abstract: CpuSet) -> CpuSet:
         """The host's CPUs for Slurm's ids: thread t of core c is c * threads + t, however Linux numbers the CPUs.
@@ -99,6 +106,7 @@ def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[F
         FleetNode(
             name if is_single else f"{name}-n{numa}", numa, cores, _count_threads(cores, numa), _count_memory(host, numa, size),
             size, tuple(_list_vfs(host, numa, is_first=numa == min(by_numa))),
+            disks=tuple(_list_disks(host, numa, is_first=numa == min(by_numa))), emulates_disks=host["emulated_disks"],
         )
         for numa, cores in by_numa.items() if cores
     )  # fmt: skip
@@ -157,10 +165,17 @@ def _list_vfs(host: Host, numa: int, *, is_first: bool) -> Iterator[PciAddress]:
     """By address, so that the order does not depend on that of the survey. A PF without a NUMA node belongs to the first."""
     uplinks = {uplink["name"] for uplink in host["uplinks"] if uplink["edge"] and uplink["edge"] not in _NO_VF_EDGES}
     for pf in sorted(host["survey"]["pfs"], key=lambda pf: PciAddress.parse(pf["address"])):
-        if pf["interface"] in uplinks and not pf["fault"] and _is_on(pf, numa, is_first=is_first):
+        if pf["interface"] in uplinks and not pf["fault"] and _is_on(pf["node"], numa, is_first=is_first):
             functions = sorted((vf["index"], vf["address"]) for vf in pf["vfs"] if not vf["use"])
             yield from (PciAddress.parse(address) for _, address in functions)
 
 
-def _is_on(pf: Pf, numa: int, *, is_first: bool) -> bool:
-    return is_first if pf["node"] is None else pf["node"] == numa
+def _list_disks(host: Host, numa: int, *, is_first: bool) -> Iterator[PciAddress]:
+    """A controller without a NUMA node belongs to the first."""
+    for disk in host["disks"]:
+        if disk["use"] not in _NOT_FOR_GUESTS and _is_on(disk["node"], numa, is_first=is_first):
+            yield PciAddress.parse(disk["address"])
+
+
+def _is_on(node: int | None, numa: int, *, is_first: bool) -> bool:
+    return is_first if node is None else node == numa

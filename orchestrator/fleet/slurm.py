@@ -10,6 +10,7 @@ from typing import TypeVar
 from orchestrator import waiting
 from orchestrator.errors import CommandError, Forbidden, NotFound, OrchestratorError
 from orchestrator.fleet.apart import parse_slots
+from orchestrator.fleet.gres import NVME, VF, count_gres, parse_indexes
 from orchestrator.fleet.journal import Entry, What, build_comment, parse_comment
 from orchestrator.host.run import run
 from orchestrator.values import NAME, CpuSet, Size
@@ -26,11 +27,8 @@ SAVE_SECONDS = 6.0
 _RETRY_SECONDS = 1.0
 _VERSION = re.compile(r"slurm\S* (\d+)\.(\d+)")
 _ALLOCATION = re.compile(r"^\s*Nodes=(\S+) CPU_IDs=(\S+) Mem=(\d+) GRES=(\S*)", re.MULTILINE)
-_VF = re.compile(r"(?:^|,)vf(?::[^:(,]+)?:\d+\(IDX:([0-9,-]+)\)")
 _SUBMITTED, _SHAPE = re.compile(r"(\d+)(?:;\S*)?"), re.compile(r"(\d+):(\d+):(\d+)")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
-_REQUESTED_VFS = re.compile(r"(?:^|,)gres[:/]vf[:=](\d+)")  # newer versions print gres/vf
-_VFS = re.compile(r"(?:^|,)vf:(\d+)")
 # "unexpected message" is what `scontrol release` prints
 _UNREACHABLE = re.compile("(?i)unable to contact slurm controller|connection refused|timed out|unexpected message received")
 _QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%a|%Q|%V|%S|%e|%r|%k", "%N|%T|%z|%m|%G|%f|%u|%H|%E"
@@ -110,7 +108,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What Slurm gave a job on a node. ``cpus`` are abstract ids, ``vfs`` indexes, ``memory`` is in MiB."""
+    """What Slurm gave a job on a node. ``cpus`` are abstract ids, ``vfs`` indexes, ``memory`` is in MiB, ``disks`` a number."""
 
     node: str
     cpus: CpuSet
@@ -119,6 +117,7 @@ class Allocation:
     name: str
     guest_id: str
     entries: tuple[Entry, ...] = ()
+    disks: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +129,7 @@ class NodeState:
         reason: why it is drained or down, ``by`` whom and ``since`` when (UTC, ISO 8601).
         check: what the last health check of the host found; None if it passed, or was not run.
         slots: those that groups of guests can request, see `apart`.
+        disks: NVMe controllers.
     """
 
     name: str
@@ -144,6 +144,7 @@ class NodeState:
     since: str = ""
     check: str | None = None
     slots: tuple[int, ...] = ()
+    disks: int = 0
 
     @property
     def is_drained(self) -> bool:
@@ -212,8 +213,7 @@ def parse_uses(text: str) -> Iterator[Use]:
     for line in text.splitlines():
         number, cores, memory, gres = line[:20].strip(), line[20:40].strip(), line[40:60].strip(), line[60:].strip()
         if number.isdigit():
-            vfs = _REQUESTED_VFS.search(gres)
-            yield Use(int(number), int(cores), Size.parse(memory).bytes >> 20, int(vfs[1]) if vfs else 0)
+            yield Use(int(number), int(cores), Size.parse(memory).bytes >> 20, count_gres(VF, gres))
 
 
 def read_allocation(number: int) -> Allocation:
@@ -236,8 +236,10 @@ def parse_allocation(number: int, text: str) -> Allocation:
     if len(found) > 1 or not name or not comment:
         raise CommandError(f"job {number} is not a guest of the fleet with resources on one node", "use `nohype fleet submit`")
     node, cpus, memory, gres = found[0]
-    vfs = ",".join(_VF.findall(gres))
-    return Allocation(node, CpuSet.parse(cpus), CpuSet.parse(vfs), int(memory), name[1], *parse_comment(comment[1].rstrip(" ")))
+    guest_id, entries = parse_comment(comment[1].rstrip(" "))
+    return Allocation(
+        node, CpuSet.parse(cpus), parse_indexes(VF, gres), int(memory), name[1], guest_id, entries, count_gres(NVME, gres)
+    )
 
 
 def read_nodes(name: str = "") -> tuple[NodeState, ...]:
@@ -251,12 +253,11 @@ def parse_nodes(text: str) -> Iterator[NodeState]:
     for line in text.splitlines():
         name, state, shape, memory, gres, features, by, since, reason = (*line.split("|", 8), *[""] * 8)[:9]
         if match := _SHAPE.fullmatch(shape):
-            vfs = _VFS.search(gres)
             cores, since = int(match[1]) * int(match[2]), _read_time(since)
             yield NodeState(
-                name, state.upper().rstrip("-"), cores, int(match[3]), int(memory.rstrip("+")), int(vfs[1]) if vfs else 0,
+                name, state.upper().rstrip("-"), cores, int(match[3]), int(memory.rstrip("+")), count_gres(VF, gres),
                 tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by) if since else "", since,
-                slots=parse_slots(gres),
+                slots=parse_slots(gres), disks=count_gres(NVME, gres),
             )  # fmt: skip
 
 

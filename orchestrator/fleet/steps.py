@@ -1,46 +1,45 @@
 """The three steps of a job on its host: the Prolog admits it, the job script has its guest started, the Epilog ends the guest.
 
 The Epilog is the authority: Slurm gives cores and VFs of a job to another one only after the Epilog has succeeded, also if the
-job script was killed.
+job script was killed. It does not wait until the guest's disks are wiped: see `creation`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from orchestrator import waiting
 from orchestrator.client import Client
 from orchestrator.client.host_shapes import Host
 from orchestrator.client.shapes import Guest
 from orchestrator.client.transport import Unreachable as ManagerUnreachable
-from orchestrator.errors import Conflict, HostError, LostRace, NotFound, OrchestratorError, ReadyBySsh, TooMany
+from orchestrator.errors import Conflict, HostError, NotFound, OrchestratorError, ReadyBySsh, TooMany
 from orchestrator.fleet import slurm
 from orchestrator.fleet.configuration import GRES_FILE, NODES_FILE, find_differences
+from orchestrator.fleet.creation import create_guest
 from orchestrator.fleet.journal import Entry, What, make_entry
+from orchestrator.fleet.manager import RETRY_SECONDS, WIPING, find_guest, retry_manager
 from orchestrator.fleet.node import NETWORK, FleetNode, build_nodes
+from orchestrator.fleet.place import build_request, check_place
 from orchestrator.fleet.processes import find_job_scripts
 from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
 from orchestrator.fleet.report import Report
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS
 from orchestrator.values import CpuSet, Size
 
-_Value = TypeVar("_Value")
 PROLOG_SECONDS, EPILOG_SECONDS = 20.0, 600.0
 """Time for a manager that restarts. A host without a manager must not get another job, and keeps the place of this one."""
 CHECK_SECONDS = 20.0
 """slurmd waits for the check when it starts. What is left is ended by the next check."""
 SETTLE_SECONDS = 10.0
 """A request that a killed job script has sent can still wait in the manager. After its first response the manager has read it."""
-POLL_SECONDS, RETRY_SECONDS = 5.0, 0.5
+POLL_SECONDS = 5.0
 READY_SECONDS = 3600.0
 """The manager is asked this long whether the guest has reported ready."""
-_GONE = ("wiping",)
-"""States of a guest that has nothing but its disks any more."""
 _ENDED = ("stopped",)
 
 
@@ -128,50 +127,6 @@ def check_configuration(site: Site, nodes: tuple[FleetNode, ...]) -> None:
         )
 
 
-def check_place(host: Host, guests: list[Guest], node: FleetNode, allocation: slurm.Allocation) -> None:
-    """Raises Conflict or HostError if a guest is recorded for the CPUs, VFs, name or id, or if pages are missing."""
-    cpus, vfs = node.map_cpus(allocation.cpus), {str(vf) for vf in node.map_vfs(allocation.vfs)}
-    for guest in guests:
-        owned = {nic["address"] for nic in guest["nics"]}
-        what = [
-            *(["its name"] if guest["name"] == allocation.name else []),
-            *(["its id"] if guest["id"] == allocation.guest_id else []),
-            *(
-                [f"CPUs {CpuSet.of(guest['cpus']) & cpus}"]
-                if guest["state"] not in _GONE and CpuSet.of(guest["cpus"]).meets(cpus)
-                else []
-            ),
-            *(f"VF {vf}" for vf in sorted(vfs & {address for address in owned if address})),
-        ]
-        if what:
-            raise Conflict(
-                f"guest {guest['name']} ({guest['state']}) already has {' and '.join(what)}", "see `nohype guest list`"
-            )
-    free = sum(
-        page["count"] for page in host["pages"]
-        if (page["node"], page["page_size"], page["use"]) == (node.numa, node.page_size, "free")
-    )  # fmt: skip
-    if (needed := (allocation.memory << 20) // node.page_size) > free:
-        where = f"of {Size(node.page_size)} are free on NUMA node {node.numa}"
-        raise HostError(f"{free} huge pages {where}, {needed} requested", "see `nohype survey`")
-
-
-def build_request(fields: Mapping[str, Any], node: FleetNode, allocation: slurm.Allocation) -> dict[str, Any]:
-    """The request for the host's manager: that of the caller, on exactly what Slurm allocated.
-
-    Raises Conflict if Slurm allocated another number of VFs than the request has interfaces.
-    """
-    cpus, vfs = node.map_cpus(allocation.cpus), node.map_vfs(allocation.vfs)
-    request = {**fields, "placement": {"cpus": str(cpus)}, "page_size": str(Size(node.page_size))}
-    if not vfs:
-        return request
-    nics = fields.get("nics") or [{"address": fields["address"]} if fields.get("address") else {}]
-    if len(nics) != len(vfs):
-        raise Conflict(f"the guest has {len(nics)} network interfaces, and Slurm allocated {len(vfs)} VFs")
-    request.pop("address", None)
-    return {**request, "nics": [{**nic, "vf": str(vf)} for nic, vf in zip(nics, vfs, strict=True)]}
-
-
 def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any]) -> None:
     """Has the guest started, reports with the job that it runs and is ready, and returns when it has ended.
 
@@ -184,14 +139,14 @@ def run_job(site: Site, node_name: str, job: int, fields: Mapping[str, Any]) -> 
     if node is None or allocation is None or (name, guest_id) != (allocation.name, allocation.guest_id):
         raise HostError(f"the controller did not start guest {name} ({guest_id}) as job {job} on {node_name}, or forgot it")
     request = build_request(fields, node, allocation)
-    guest = retry_manager(lambda: site.client.create(request), EPILOG_SECONDS)
     report = Report(job, guest_id, allocation.entries)
+    guest = create_guest(site.client, request, lambda why: report.add(make_entry(What.WAITING, why)))
     report.add(make_entry(What.STARTED, f"guest {name} runs on CPUs {CpuSet.of(guest['cpus'])} of {site.host}"))
     asks_until = time.monotonic() + READY_SECONDS
     while (found := retry_manager(lambda: find_guest(site.client, name, guest_id), EPILOG_SECONDS)) is not None:
         if found["state"] == "quarantined":
             raise HostError(f"guest {name} is quarantined", f"run `nohype quarantine list` on {site.host}")
-        if found["state"] in (*_ENDED, *_GONE):
+        if found["state"] in (*_ENDED, WIPING):
             break
         report.repeat()
         if time.monotonic() > asks_until:
@@ -245,7 +200,7 @@ def end_guest(site: Site, record: Record, seconds: float) -> None:
     settled: float | None = None
     while settled is None or time.monotonic() < settled:
         guest = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
-        if guest is not None and guest["state"] not in _GONE:
+        if guest is not None and guest["state"] != WIPING:
             _delete(site.client, guest)
             if guest["state"] in ("running", *_ENDED):
                 # Its creation is over, and the job script, which sends one request at a time, no longer exists.
@@ -256,7 +211,7 @@ def end_guest(site: Site, record: Record, seconds: float) -> None:
             raise HostError(f"guest {record.name} of job {record.job} is still {guest['state'] if guest else 'absent'}")
         time.sleep(RETRY_SECONDS)
     left = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
-    if left and left["state"] not in _GONE:
+    if left and left["state"] != WIPING:
         hint = f"run `nohype quarantine list` on {site.host}"
         raise HostError(f"guest {record.name} of job {record.job} is {left['state']}", hint)
     remove_record(site.records, record)
@@ -270,15 +225,6 @@ def _delete(client: Client, guest: Guest) -> None:
         client.delete(guest["name"], version=guest["version"])
     except (NotFound, Conflict, ManagerUnreachable, TooMany):
         pass
-
-
-def find_guest(client: Client, name: str, guest_id: str) -> Guest | None:
-    """None if no guest has the name, or if it is another guest. Raises OrchestratorError if the manager does not know."""
-    try:
-        guest = client.guest(name)
-    except NotFound:
-        return None
-    return guest if guest["id"] == guest_id else None
 
 
 def end_guests_without_job(site: Site) -> tuple[Record, ...]:
@@ -314,11 +260,6 @@ def find_abandoned_records(folder: Path) -> tuple[Record, ...]:
     records = find_records_without_job(folder)
     jobs = set(find_job_scripts()) if records else set()
     return tuple(record for record in records if (record.node, record.job) not in jobs)
-
-
-def retry_manager(call: Callable[[], _Value], seconds: float) -> _Value:
-    """Repeats a call for this long while the manager does not respond, or is busy."""
-    return waiting.retry(call, (ManagerUnreachable, TooMany, LostRace), timeout=seconds, interval=RETRY_SECONDS)
 
 
 def summarize(error: OrchestratorError) -> str:

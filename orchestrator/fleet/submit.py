@@ -14,7 +14,9 @@ from orchestrator.errors import Conflict, NoRoom, NotFound, OrchestratorError, Q
 from orchestrator.fleet import slurm
 from orchestrator.fleet.apart import build_gres, find_slot
 from orchestrator.fleet.configuration import FOLDER
-from orchestrator.fleet.node import EDGE, NETWORK, SRIOV
+from orchestrator.fleet.disks import check_disks, count_nvme, has_emulated
+from orchestrator.fleet.gres import NVME
+from orchestrator.fleet.node import EDGE, EMULATED_DISK, NETWORK, SRIOV
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use, Value
@@ -27,7 +29,6 @@ MAX_MINUTES = 525_600
 _ATTEMPTS = 3
 _UNSUPPORTED = {
     "placement": "Slurm chooses the CPUs and VFs",
-    "disks": "Slurm does not know the disks of the hosts",
     "cache_ways": "Slurm does not know the caches of the hosts",
     "bandwidth": "Slurm does not know the memory bandwidth of the hosts",
     "user_data": "the controller would store the secret",
@@ -71,6 +72,11 @@ class Wish:
         return 0 if Waiver.SOFTWARE_EDGE in self.request.accept else len(self.request.wanted_nics)
 
     @property
+    def disks(self) -> int:
+        """NVMe controllers."""
+        return count_nvme(self.request.disks)
+
+    @property
     def memory(self) -> int:
         """MiB, rounded up."""
         return -(-self.request.size.bytes >> 20)
@@ -80,7 +86,8 @@ class Wish:
         """Features of the node. A guest with a software edge must not take a VF that Slurm counts as free."""
         pages = [f"pages-{self.request.page_size}"] if self.request.page_size else []
         networks = [f"{NETWORK}{nic.network}" for nic in self.request.nics or () if nic.network]
-        return tuple(dict.fromkeys([SRIOV if self.vfs else EDGE, *pages, *networks, *self.features]))
+        disks = [EMULATED_DISK] if has_emulated(self.request.disks) else []
+        return tuple(dict.fromkeys([SRIOV if self.vfs else EDGE, *pages, *networks, *disks, *self.features]))
 
     @property
     def use(self) -> Use:
@@ -109,6 +116,7 @@ def read_wish(
     for name, reason in _UNSUPPORTED.items():
         if complete.get(name):
             raise RequestError(f"{name} cannot be requested for a guest of the fleet: {reason}", f"omit {name}")
+    check_disks(request.disks)
     if request.restart is not Restart.NEVER:
         raise RequestError("a guest of the fleet cannot be restarted by its host", "omit restart")
     for nic in request.nics or ():
@@ -191,7 +199,8 @@ def cancel(*names: str) -> tuple[slurm.Job, ...]:
 
 def build_options(wish: Wish) -> list[str]:
     """Options of sbatch. Two jobs of one name never run at the same time (singleton)."""
-    resources = [*([f"vf:{wish.vfs}"] if wish.vfs else []), *(build_gres([wish.slot]) if wish.slot is not None else [])]
+    resources = [*([f"vf:{wish.vfs}"] if wish.vfs else []), *([f"{NVME}:{wish.disks}"] if wish.disks else [])]
+    resources += build_gres([wish.slot]) if wish.slot is not None else []
     # With a deadline and no time, Slurm ends the job at the deadline; with an unlimited time, it would ignore the deadline.
     times = [f"--deadline={wish.deadline.removesuffix('Z')}"] if wish.deadline else []
     if wish.minutes is not None or not wish.deadline:
@@ -229,6 +238,8 @@ def _explain(wish: Wish, node: slurm.NodeState) -> Iterator[str]:
         yield f"{node.memory} MiB of huge pages, {wish.memory} requested"
     if wish.vfs > node.vfs:
         yield f"{node.vfs} VFs, {wish.vfs} requested"
+    if wish.disks > node.disks:
+        yield f"{node.disks} NVMe controllers, {wish.disks} requested"
     if missing := [feature for feature in wish.needed if feature not in node.features]:
         yield f"lacks the feature {' and '.join(missing)}"
     if wish.slot is not None and wish.slot not in node.slots:

@@ -20,12 +20,13 @@ _HAVE_PLACES = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED")
 
 @dataclass(frozen=True)
 class Place:
-    """What a guest has on its node. ``cores`` and ``vfs`` are Slurm's indexes, ``memory`` is in MiB."""
+    """What a guest has on its node. ``cores`` and ``vfs`` are Slurm's indexes, ``memory`` is in MiB, ``disks`` a number."""
 
     guest: str
     cores: CpuSet
     vfs: CpuSet
     memory: int
+    disks: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class NodeUse:
         """VFs that guests have."""
         return sum(len(place.vfs) for place in self.places)
 
+    @property
+    def disks(self) -> int:
+        """NVMe controllers that guests have."""
+        return sum(place.disks for place in self.places)
+
 
 def read_uses() -> tuple[NodeUse, ...]:
     """Raises OrchestratorError."""
@@ -73,4 +79,4 @@ def parse_places(texts: Iterable[str], threads: dict[str, int]) -> Iterator[tupl
             continue  # a job that is not a guest
         if count := threads.get(found.node):
             cores = CpuSet.of({cpu // count for cpu in found.cpus})
-            yield found.node, Place(found.name, cores, found.vfs, found.memory)
+            yield found.node, Place(found.name, cores, found.vfs, found.memory, found.disks)

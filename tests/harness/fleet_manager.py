@@ -10,17 +10,24 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
 from orchestrator.client import Client
+from orchestrator.resources import disk
+from orchestrator.waiting import wait_until
 from tests.fakes.server import Server
 from tests.harness.api_server import open_to_all, serve
 from tests.harness.crash import World, arm
 
-SERVER = Server(cores=8, nodes=2, vfs=4, pages=512)
-"""Two nodes: 3 and 4 cores for guests, with 4 VFs and 1 GiB each."""
+SERVER = Server(cores=8, nodes=2, vfs=4, pages=512, disks=2)
+"""Two nodes: 3 and 4 cores for guests, with 4 VFs, 1 GiB and an NVMe controller each."""
+_HELD = "wipes-held"
+"""A file in the folder of the host while no disk is wiped."""
 _KILL_SECONDS = 60
 _KILLED = (-signal.SIGKILL, -signal.SIGUSR1)
 """Exit status; the second before the process has a handler."""
@@ -66,6 +73,16 @@ class ManagerProcess:
         self._process.send_signal(signal.SIGUSR1)
         assert self._process.wait(_KILL_SECONDS) in _KILLED
 
+    @contextmanager
+    def holding_wipes(self) -> Iterator[None]:
+        """Wiping a disk takes as long as the block."""
+        held = self._folder / _HELD
+        held.touch()
+        try:
+            yield
+        finally:
+            held.unlink()
+
     def read_end(self) -> str:
         """Where it killed itself; empty if it was killed by `kill`."""
         assert self._process
@@ -89,7 +106,16 @@ def kill_this_process(world: World) -> None:
 def main(folder: Path, path: Path, points: int) -> None:
     world = World(folder / "world", SERVER)
     signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=kill_this_process, args=[world]).start())
-    with serve(folder, _SETTINGS, world=world) as served:
+    disks = folder / "disks"
+    disks.mkdir(exist_ok=True)
+    erase = disk.scrub_controller
+
+    def wait_and_erase(*words: Any) -> object:
+        wait_until(lambda: not (folder / _HELD).exists(), timeout=600, interval=0.05)
+        return erase(*words)
+
+    disk.scrub_controller = wait_and_erase  # type: ignore[assignment]
+    with serve(folder, _SETTINGS, world=world, policy=replace(SERVER.policy, disk_folder=str(disks))) as served:
         open_to_all(served.path)
         new = path.with_suffix(".new")
         new.hardlink_to(served.path)

@@ -297,6 +297,47 @@ def test_guest_runs_on_a_host_that_has_its_network(cluster: Cluster) -> None:
     assert refused.stderr.count("lacks the feature network-blue") == 4
 
 
+def test_guest_with_an_emulated_disk_runs_where_the_manager_offers_it(cluster: Cluster) -> None:
+    words = ("--disk", "kind=emulated,size=1M")
+    submit(cluster, "weaker", *words)
+    cluster.wait_for(lambda: show(cluster, "weaker")["state"] == "FAILED", "the refusal", timeout=30)
+    assert "an emulated disk is weaker than an NVMe controller" in str(show(cluster, "weaker")["note"])
+    submit(cluster, "emulated", *words, "--accept", "emulated-disk")
+    cluster.wait_for(lambda: cluster.guests(), "the guest")
+    ((name,),) = cluster.guests().values()
+    host = next(host for host in cluster.hosts if host.name == name)
+    assert [disk["file"] for disk in host.served.client.guest("emulated")["disks"]]
+    cluster.nohype("fleet", "cancel", "emulated", "--wait")
+    cluster.wait_idle()
+
+
+def test_second_guest_for_a_controller_waits_for_its_place_and_then_for_the_wipe(cluster: Cluster) -> None:
+    refused = submit(cluster, "two", "--disk", "", "--disk", "", check=False)
+    assert refused.stderr.count("1 NVMe controllers, 2 requested") == 4
+    host, node, others = cluster.hosts[0], cluster.hosts[0].nodes[0], cluster.node_names()[1:]
+    cluster.run("scontrol", "update", f"NodeName={','.join(others)}", "State=DRAIN", "Reason=test")
+    submit(cluster, "first", "--disk", "")
+    cluster.wait_for(lambda: "first" in cluster.guests(), "the first guest")
+    (disk,) = host.served.client.guest("first")["disks"]
+    assert disk["address"] == str(node.disks[0])
+    assert "state:     pending" in submit(cluster, "second", "--disk", "").stdout
+    assert find_node(cluster, node.name)["used"]["disks"] == 1
+    with host.served.holding_wipes():
+        cluster.nohype("fleet", "cancel", "first", "--wait")  # its place is released, except the disk
+        cluster.wait_for(lambda: "waiting" in list_log(cluster, "second"), "the start of the second guest")
+        submit(cluster, "third")  # the node starts other guests meanwhile
+        cluster.wait_for(lambda: set(cluster.guests()) == {"third"}, "the third guest")
+        cluster.wait_for(lambda: find_node(cluster, node.name)["check"] is None, "the check")
+        assert cluster.node_states()[node.name] == "mixed"
+    cluster.wait_for(lambda: "second" in cluster.guests(), "the second guest")
+    assert host.served.client.guest("second")["disks"] == [disk]
+    assert not cluster.find_violations()
+    for name in ("second", "third"):
+        cluster.nohype("fleet", "cancel", name, "--wait")
+    cluster.resume()
+    cluster.wait_idle()
+
+
 def find_node(cluster: Cluster, name: str) -> dict[str, Any]:
     nodes = json.loads(cluster.nohype("fleet", "hosts", "--json").stdout)
     return next(node for node in nodes if node["name"] == name)

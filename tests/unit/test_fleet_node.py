@@ -40,9 +40,9 @@ def vf(index: int, use: str = "") -> dict[str, Any]:
 
 def host(
     *cores: dict[str, Any], pages: list[tuple[int, int, str, int]] | None = None, vfs: int = 2, edge: str = "vepa",
-    pfs: list[dict[str, Any]] | None = None,
+    pfs: list[dict[str, Any]] | None = None, disks: list[tuple[int | None, str]] | None = None, emulated: bool = False,
 ) -> Any:  # fmt: skip
-    """``pages``: node, size, use and count."""
+    """``pages``: node, size, use and count. ``disks``: node and use."""
     uses = [(node, _2M, "free", 512) for node in sorted({one["node"] for one in cores})] if pages is None else pages
     keys = ("node", "page_size", "use", "count")
     return {
@@ -50,6 +50,10 @@ def host(
         "pages": [dict(zip(keys, use, strict=True)) for use in uses],
         "uplinks": [{"name": "nic0", "edge": edge}, {"name": "nic1", "edge": edge}],
         "survey": {"pfs": [{**PF, "vfs": [vf(index) for index in range(vfs)]}] if pfs is None else pfs},
+        "disks": [
+            {"address": f"0000:5{number}:00.0", "node": node, "use": use} for number, (node, use) in enumerate(disks or [])
+        ],
+        "emulated_disks": emulated,
     }
 
 

@@ -166,7 +166,7 @@ def test_script_contains_the_request_on_one_line(cmdline: str) -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        {"placement": {"cpus": "2-3"}}, {"disks": [{}]}, {"cache_ways": 2}, {"bandwidth": "40%"},
+        {"placement": {"cpus": "2-3"}}, {"disks": [{"serial": "S5GX"}]}, {"cache_ways": 2}, {"bandwidth": "40%"},
         {"user_data": "#cloud-config\n"}, {"network_config": "version: 2\n"}, {"restart": "on-failure"},
         {"nics": [{"uplink": "nic0"}]},
     ],

@@ -26,7 +26,7 @@ JobId=1 JobName=web
 JobId=2 JobName=db
    JobState=COMPLETING Reason=None Dependency=(null)
    JOB_GRES=vf:2
-     Nodes=host1-n0 CPU_IDs=4-5 Mem=128 GRES=vf:2(IDX:1,3)
+     Nodes=host1-n0 CPU_IDs=4-5 Mem=128 GRES=vf:2(IDX:1,3),nvme(CNT:1)
    Comment=order-2
 
 JobId=3 JobName=old
@@ -46,7 +46,7 @@ QUEUE = """\
 4|PENDING||late|(null)|4294901754|2026-11-27T09:40:00|N/A|N/A|Resources|order-4
 """
 NODES = """\
-host1-n0|mixed|1:4:2|1024|vf:4|sriov,pages-2M|Unknown|Unknown|none
+host1-n0|mixed|1:4:2|1024|vf:4,nvme:2|sriov,pages-2M|Unknown|Unknown|none
 host2|down*|1:2:1|512|(null)|edge,pages-2M|slurm|2026-11-27T09:31:16|Not "responding"
 """
 
@@ -69,8 +69,8 @@ def test_use_of_nodes(controller: dict[str, str]) -> None:
     first, second = use.read_uses()
     web, db = first.places
     assert web == use.Place("web", CpuSet.parse("0-1"), CpuSet.parse("0"), 64)
-    assert db == use.Place("db", CpuSet.parse("2"), CpuSet.parse("1,3"), 128)
-    assert (first.cores, first.memory, first.vfs) == (3, 192, 3)
+    assert db == use.Place("db", CpuSet.parse("2"), CpuSet.parse("1,3"), 128, 1)
+    assert (first.cores, first.memory, first.vfs, first.disks) == (3, 192, 3, 1)
     assert (second.cores, second.memory, second.vfs, second.places) == (0, 0, 0, ())
 
 
@@ -84,6 +84,7 @@ def test_metrics_can_be_read_by_prometheus(controller: dict[str, str]) -> None:
     assert found["nohype_fleet_cores", "host1-n0", "free"] == 1
     assert found["nohype_fleet_memory_bytes", "host1-n0", "free"] == (1024 - 192) << 20
     assert found["nohype_fleet_vfs", "host2", "free"] == 0
+    assert (found["nohype_fleet_nvme", "host1-n0", "free"], found["nohype_fleet_nvme", "host2", "free"]) == (1, 0)
     assert found["nohype_fleet_node_responds", "host2"] == 0
     assert found["nohype_fleet_nodes", "down"] == 1
     assert found["nohype_fleet_guests", "pending"] == 1
@@ -105,7 +106,7 @@ def test_metrics_are_written_to_a_file_also_without_a_controller(controller: dic
 
 def test_hosts_are_listed_with_what_is_used(controller: dict[str, str]) -> None:
     lines = CliRunner().invoke(fleet, ["hosts"], catch_exceptions=False).output.splitlines()
-    assert lines[1].split() == ["host1-n0", "mixed", "2", "3/4", "192/1024M", "3/4", "sriov,pages-2M", "-", "-", "-"]
+    assert lines[1].split() == ["host1-n0", "mixed", "2", "3/4", "192/1024M", "3/4", "1/2", "sriov,pages-2M", "-", "-", "-"]
     assert "down*" in lines[2]
     assert '2026-11-27T09:31:16Z  slurm  Not "responding"' in lines[2]
 
@@ -117,6 +118,7 @@ def test_picture_shows_each_core_and_vf(controller: dict[str, str]) -> None:
     text = "".join(root.itertext())
     assert "Fleet of 2 nodes: 2 guests run, 1 wait, 3 of 6 cores free" in text
     assert 'Not "responding"' in text
+    assert text.count("NVMe") == text.count("NVMe 1 of 2") == 1
 
 
 def test_job_that_the_controller_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
