@@ -77,7 +77,7 @@ def submit(
     """
     check_wait(wait=wait, timeout=timeout)
     work = load_fleet("submit")
-    wish = work.read_wish(
+    wish = load_fleet("wish").read_wish(
         build_request(name, fields), features, minutes, group=group, deadline=deadline, tenant=tenant or "", requeue=requeue
     )
     quota = () if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)

@@ -16,20 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from orchestrator.errors import CommandError, Conflict, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.follow import wait_all_ready
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
-from orchestrator.fleet.submit import (
-    NO_QUOTA,
-    Wish,
-    check_deadline,
-    check_room,
-    read_wish,
-    select_job,
-    submit,
-    submit_once,
-    wait_until_orphans_ended,
-)
+from orchestrator.fleet.submit import NO_QUOTA, select_job, submit, submit_once, wait_until_orphans_ended
+from orchestrator.fleet.wish import Wish, check_deadline, check_room, read_wish
 
 _WORKERS = 4
 """The controller serves submissions one after the other; more of them only wait."""
@@ -39,7 +31,7 @@ _MAX_NAME = 64
 
 
 class Constraints(BaseModel):
-    """What an element of the list has beside the guest's request; see `submit.Wish`."""
+    """What an element of the list has beside the guest's request; see `wish.Wish`."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -138,7 +130,7 @@ def wait_batch(outcomes: Sequence[Outcome], seconds: float | None = None) -> tup
     return tuple(found.get(outcome.guest_id, outcome) for outcome in outcomes)
 
 
-def _conclude(outcome: Outcome, result: slurm.Job | OrchestratorError) -> Outcome:
+def _conclude(outcome: Outcome, result: Job | OrchestratorError) -> Outcome:
     if isinstance(result, OrchestratorError):
         return replace(outcome, error=_summarize(result))
     return replace(outcome, state=result.state)
@@ -194,15 +186,15 @@ def _read_element(number: int, element: object, prefix: str, tenant: str) -> Wis
         raise RequestError(f"{where}: {error.message}", error.hint) from None
 
 
-def _group(jobs: Iterable[slurm.Job]) -> dict[str, list[slurm.Job]]:
+def _group(jobs: Iterable[Job]) -> dict[str, list[Job]]:
     """By name."""
-    found: dict[str, list[slurm.Job]] = defaultdict(list)
+    found: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         found[job.name].append(job)
     return found
 
 
-def _check_ids(wishes: Iterable[Wish], jobs: Iterable[slurm.Job]) -> None:
+def _check_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> None:
     """An id that was used for another guest would be refused at the start only (`configuration.build_start`)."""
     names = {job.guest_id: job.name for job in jobs}
     for wish in wishes:
@@ -281,7 +273,7 @@ def _wait_for_forgotten(wishes: Sequence[Wish]) -> list[Outcome]:
     return []
 
 
-def _complete(wish: Wish, quota: Quota, jobs: Sequence[slurm.Job]) -> Outcome:
+def _complete(wish: Wish, quota: Quota, jobs: Sequence[Job]) -> Outcome:
     """Most guests are complete. Others were forgotten, or are held because a release was forgotten, or by an operator."""
     try:
         job = select_job(wish, jobs)

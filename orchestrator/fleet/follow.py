@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from orchestrator.errors import GuestError, NotFound, OrchestratorError
 from orchestrator.fleet import slurm
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import Entry, What
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS
 
@@ -14,7 +15,7 @@ _POLL_SECONDS = 1.0
 _READY = (What.READY, What.READY_BY_SSH)
 
 
-def wait_ready(name: str, guest_id: str, seconds: float | None = None) -> slurm.Job:
+def wait_ready(name: str, guest_id: str, seconds: float | None = None) -> Job:
     """Waits until the guest has reported ready; an image that does so only by SSH is accepted when its guest runs.
 
     Args:
@@ -27,11 +28,11 @@ def wait_ready(name: str, guest_id: str, seconds: float | None = None) -> slurm.
     return _wait(name, guest_id, _is_ready, "to report ready", _Limit(seconds))
 
 
-def wait_all_ready(guests: Iterable[tuple[str, str]], seconds: float | None = None) -> tuple[slurm.Job | OrchestratorError, ...]:
+def wait_all_ready(guests: Iterable[tuple[str, str]], seconds: float | None = None) -> tuple[Job | OrchestratorError, ...]:
     """As `wait_ready` for several guests, each with name and id. ``seconds`` is for all; an error of one is its result."""
     limit = _Limit(seconds)
 
-    def wait(name: str, guest_id: str) -> slurm.Job | OrchestratorError:
+    def wait(name: str, guest_id: str) -> Job | OrchestratorError:
         try:
             return _wait(name, guest_id, _is_ready, "to report ready", limit)
         except (GuestError, NotFound) as error:
@@ -40,7 +41,7 @@ def wait_all_ready(guests: Iterable[tuple[str, str]], seconds: float | None = No
     return tuple(wait(name, guest_id) for name, guest_id in guests)
 
 
-def wait_ended(jobs: Sequence[slurm.Job], seconds: float | None = None) -> tuple[slurm.Job, ...]:
+def wait_ended(jobs: Sequence[Job], seconds: float | None = None) -> tuple[Job, ...]:
     """Waits until the guests have ended and their hosts have released their resources; returns their jobs as they are then.
 
     Args:
@@ -59,12 +60,12 @@ def wait_ended(jobs: Sequence[slurm.Job], seconds: float | None = None) -> tuple
     return ended
 
 
-def read_log(job: slurm.Job) -> tuple[Entry, ...]:
+def read_log(job: Job) -> tuple[Entry, ...]:
     """What Slurm and the guest's host reported, oldest first."""
     return tuple(sorted(_collect(job), key=lambda entry: entry.time))
 
 
-def _collect(job: slurm.Job) -> Iterator[Entry]:
+def _collect(job: Job) -> Iterator[Entry]:
     yield Entry(job.submitted, What.SUBMITTED, f"as job {job.number}")
     if job.started:
         yield Entry(job.started, What.ALLOCATED, f"resources on {job.node}")
@@ -75,7 +76,7 @@ def _collect(job: slurm.Job) -> Iterator[Entry]:
         yield Entry(node.since, What.DRAINED, f"{node.name}: {node.reason}")
 
 
-def _find_failed_epilog(job: slurm.Job) -> slurm.NodeState | None:
+def _find_failed_epilog(job: Job) -> slurm.NodeState | None:
     """The node of the job, if it was drained because the Epilog failed; the reason is that of `cli.fleet_step`."""
     reason = f"epilog of job {job.number}:"
     return next((node for node in slurm.read_nodes() if node.name == job.node and node.reason.startswith(reason)), None)
@@ -93,7 +94,7 @@ class _Limit:
         return self._end is not None and time.monotonic() > self._end
 
 
-def _is_ready(job: slurm.Job) -> bool:
+def _is_ready(job: Job) -> bool:
     """Raises GuestError if the guest ended without success."""
     reported = any(entry.what in _READY for entry in job.entries)
     if job.has_ended and not (reported and job.state == "COMPLETED"):
@@ -101,7 +102,7 @@ def _is_ready(job: slurm.Job) -> bool:
     return reported and job.state != "COMPLETING"
 
 
-def _wait(name: str, guest_id: str, accept: Callable[[slurm.Job], bool], what: str, limit: _Limit) -> slurm.Job:
+def _wait(name: str, guest_id: str, accept: Callable[[Job], bool], what: str, limit: _Limit) -> Job:
     while True:
         jobs = slurm.retry(lambda: slurm.read_jobs(name), CONTROLLER_SECONDS)
         job = next((job for job in jobs if job.guest_id == guest_id), None)
@@ -116,7 +117,7 @@ def _wait(name: str, guest_id: str, accept: Callable[[slurm.Job], bool], what: s
         time.sleep(_POLL_SECONDS)
 
 
-def _describe(job: slurm.Job) -> str:
+def _describe(job: Job) -> str:
     return ": ".join(filter(None, (job.state.lower(), job.explanation)))
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from orchestrator.fleet.slurm import Job
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.use import NodeUse
 
 _USED, _FREE = "used", "free"

@@ -16,10 +16,12 @@ from uuid import NAMESPACE_OID, uuid5
 from orchestrator.errors import CommandError, Conflict, OrchestratorError, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.drain import select_nodes
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.node import find_host
 from orchestrator.fleet.quota import read_quota
 from orchestrator.fleet.steps import summarize
-from orchestrator.fleet.submit import HEADER, NO_QUOTA, Wish, submit
+from orchestrator.fleet.submit import NO_QUOTA, submit
+from orchestrator.fleet.wish import HEADER, Wish
 from orchestrator.model.request import parse_guest_request
 from orchestrator.waiting import wait_until
 
@@ -59,7 +61,7 @@ def requeue(host: str, quotas: Path) -> tuple[Outcome, ...]:
         raise Conflict(f"host {host} is not off: slurmd responds to the controller on {', '.join(alive)}", hint)
     names = {node.name for node in nodes}
 
-    def find_running(jobs: Sequence[slurm.Job]) -> list[str]:
+    def find_running(jobs: Sequence[Job]) -> list[str]:
         return [job.name for job in jobs if job.node in names and not job.has_ended]
 
     jobs = wait_until(slurm.read_jobs, lambda jobs: not find_running(jobs), timeout=END_SECONDS, interval=_POLL_SECONDS)
@@ -82,7 +84,7 @@ def derive_id(guest_id: str) -> str:
 
 
 def parse_script(text: str) -> Wish:
-    """Reads what `submit.build_script` has written. Raises CommandError if the script is not of this kind."""
+    """Reads what `wish.build_script` has written. Raises CommandError if the script is not of this kind."""
     try:
         header, request = (line for line in text.splitlines() if line.startswith((HEADER, "{")))
         fields: dict[str, Any] = json.loads(request)
@@ -94,7 +96,7 @@ def parse_script(text: str) -> Wish:
         raise CommandError("the job script is not that of a guest of the fleet", hint) from None
 
 
-def _requeue_guest(lost: slurm.Job, again: slurm.Job | None, quotas: Path) -> Outcome:
+def _requeue_guest(lost: Job, again: Job | None, quotas: Path) -> Outcome:
     if again and (again.has_ended or not again.is_held):  # `submit` releases a job that an interrupted call has left held
         ended = f", which has ended ({again.state.lower()})" if again.has_ended else ""
         return Outcome(lost.name, again.number, f"already requeued as job {again.number}{ended}")

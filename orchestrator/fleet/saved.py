@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from orchestrator.fleet.slurm import Job
+from orchestrator.fleet.job import Job
 
 _CERTAIN = timedelta(seconds=60)
 """More than `slurm.SAVE_SECONDS`: the clocks of the caller and of the controller differ."""

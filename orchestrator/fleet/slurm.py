@@ -11,6 +11,7 @@ from orchestrator import waiting
 from orchestrator.errors import CommandError, Forbidden, NotFound, OrchestratorError
 from orchestrator.fleet.apart import parse_slots
 from orchestrator.fleet.gres import NVME, VF, count_gres, parse_indexes
+from orchestrator.fleet.job import ENDED, Job
 from orchestrator.fleet.journal import Entry, What, build_comment, parse_comment
 from orchestrator.host.run import run
 from orchestrator.values import NAME, CpuSet, Size
@@ -37,63 +38,10 @@ _CHECK_FIELDS = f"NodeList:{_NAME_WIDTH},Comment:1024"
 _ENVIRONMENT = {"TZ": "UTC0", "SLURM_TIME_FORMAT": "standard"}
 CHECK_PASSED, CHECK_FAILED = "check passed", "check failed: "
 """Comments of nodes, from the health check of their hosts."""
-ENDED = frozenset(
-    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
-)
-"""States of a job whose guest has ended."""
-_EXPLANATIONS = {
-    "TIMEOUT": "the time of the guest (--minutes or --deadline) is over",
-    "DEADLINE": "not started in time before its --deadline",
-    "NODE_FAIL": "the host did not respond to the controller any more",
-}
 
 
 class Unreachable(CommandError):
     """The controller does not respond."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A guest of the fleet.
-
-    Attributes:
-        node: empty while it waits.
-        reason: why it waits, or why it has ended.
-        guest_id: the caller's own id of the guest, which outlives the job's number.
-        note: why the guest was refused by its host, or has failed there.
-        submitted: UTC, ISO 8601, as are ``started`` and ``ended``, which are empty before.
-        entries: what its host reported.
-        tenant: Slurm's account; empty for a guest of the operators.
-        is_held: Slurm does not start it before it is released. The reason can be another one, such as a dependency.
-    """
-
-    number: int
-    state: str
-    node: str
-    name: str
-    reason: str
-    guest_id: str
-    note: str = ""
-    submitted: str = ""
-    started: str = ""
-    ended: str = ""
-    entries: tuple[Entry, ...] = ()
-    tenant: str = ""
-    is_held: bool = False
-
-    @property
-    def explanation(self) -> str:
-        """The note or the reason, in words."""
-        return self.note or _EXPLANATIONS.get(self.state, self.reason)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def is_ending(self) -> bool:
-        """Also while the Epilog runs."""
-        return self.has_ended or self.state == "COMPLETING"
 
 
 @dataclass(frozen=True)

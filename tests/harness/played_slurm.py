@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.fleet import slurm, submit
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.slurm import Use
 
 NODE = slurm.NodeState("host1", "IDLE", 99, 2, 99_999, 99, ("sriov",), "")
@@ -17,7 +18,7 @@ NODE = slurm.NodeState("host1", "IDLE", 99, 2, 99_999, 99, ("sriov",), "")
 
 class Controller:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.jobs: list[slurm.Job] = []
+        self.jobs: list[Job] = []
         self.forgets = 0
         self._numbers = itertools.count(1)
         monkeypatch.setattr(slurm, "check_version", lambda: None)
@@ -33,7 +34,7 @@ class Controller:
 
     def accept(self, options: list[str], _script: str) -> int:
         given = dict(option.removeprefix("--").partition("=")[::2] for option in options)
-        job = slurm.Job(next(self._numbers), "PENDING", "", given["job-name"], "", given["comment"])
+        job = Job(next(self._numbers), "PENDING", "", given["job-name"], "", given["comment"])
         self.jobs.append(replace(job, tenant=given.get("account", ""), is_held="hold" in given))
         return job.number
 

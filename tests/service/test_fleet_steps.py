@@ -21,6 +21,7 @@ from orchestrator.errors import Conflict, GuestError, HostError, NotFound, Orche
 from orchestrator.fleet import check, slurm, steps
 from orchestrator.fleet.check import Checked, Orphan, check_host, end_orphan, find_orphans
 from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import Entry
 from orchestrator.fleet.node import build_nodes
 from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
@@ -99,7 +100,7 @@ def test_prolog_refuses_a_place_of_a_stopped_guest(site: steps.Site) -> None:
 
 def test_prolog_refuses_a_job_number_whose_guest_was_not_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
     write_record(site.records, replace(record(), guest_id="order-0"))
-    job = slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-0", "")
+    job = Job(JOB, "RUNNING", NODE, "web", "", "order-0", "")
     monkeypatch.setattr(slurm, "read_job", lambda _number: job)
     with pytest.raises(Conflict, match="job 7 still has guest web"):
         steps.run_prolog(site, NODE, JOB)
@@ -111,7 +112,7 @@ def test_prolog_ends_a_forgotten_guest_that_has_the_place(site: steps.Site, monk
     create(site.client)
     new = replace(ALLOCATION, name="new", guest_id="order-2")
     monkeypatch.setattr(slurm, "read_allocation", lambda _job: new)
-    monkeypatch.setattr(slurm, "read_job", lambda number: slurm.Job(number, "RUNNING", NODE, "new", "", "order-2", ""))
+    monkeypatch.setattr(slurm, "read_job", lambda number: Job(number, "RUNNING", NODE, "new", "", "order-2", ""))
     steps.run_prolog(site, NODE, JOB)
     assert not site.client.guests()
     assert read_record(site.records, NODE, JOB) == Record(NODE, JOB, "new", "order-2")
@@ -352,8 +353,8 @@ def test_damaged_record_is_an_error(site: steps.Site) -> None:
         steps.run_epilog(site, NODE, JOB)
 
 
-def job(**fields: Any) -> slurm.Job:
-    return replace(slurm.Job(JOB, "RUNNING", NODE, "web", "", "order-1"), **fields)
+def job(**fields: Any) -> Job:
+    return replace(Job(JOB, "RUNNING", NODE, "web", "", "order-1"), **fields)
 
 
 def test_guests_that_the_controller_has_forgotten_are_ended(site: steps.Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,7 +417,7 @@ def test_guests_keep_running_while_the_controller_does_not_respond(site: steps.S
     steps.run_prolog(site, NODE, JOB)
     create(site.client)
 
-    def fail(_number: int) -> slurm.Job:
+    def fail(_number: int) -> Job:
         raise slurm.Unreachable("Slurm's controller does not respond")
 
     monkeypatch.setattr(slurm, "read_job", fail)

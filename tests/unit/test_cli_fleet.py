@@ -13,9 +13,11 @@ from click.testing import CliRunner, Result
 from orchestrator.cli.main import nohype
 from orchestrator.errors import GuestError, RequestError
 from orchestrator.fleet import batch, follow, slurm, submit
+from orchestrator.fleet import wish as wishes
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import Entry
 
-JOB = slurm.Job(
+JOB = Job(
     7, "RUNNING", "host1-n0", "web", "", "order-1", "", "2026-11-27T09:40:00Z", "2026-11-27T09:40:01Z", "",
     (Entry("2026-11-27T09:40:02Z", "ready", "\x1b[2J"),), "acme",
 )  # fmt: skip
@@ -75,7 +77,7 @@ BATCH = '[{"name": "a", "memory": "64M", "image": "minimal"}, {"name": "b", "id"
 
 
 def run_batch(monkeypatch: pytest.MonkeyPatch, text: bytes | str, *words: str) -> Result:
-    def submit_batch(wishes: tuple[submit.Wish, ...], *_: object) -> tuple[batch.Outcome, ...]:
+    def submit_batch(wishes: tuple[wishes.Wish, ...], *_: object) -> tuple[batch.Outcome, ...]:
         first, *others = (batch.Outcome(wish.request.name, wish.guest_id, 1, "PENDING") for wish in wishes)
         return (first, *(replace(one, job=0, state="", error="no room") for one in others))
 

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import CommandError, Conflict, NoRoom, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import batch, follow, slurm, submit
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota
 from tests.harness.played_slurm import Controller
 
@@ -226,9 +227,9 @@ def test_forgotten_guest_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_wait_reports_the_error_of_each_guest(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def wait(guests: list[tuple[str, str]], seconds: float | None) -> tuple[slurm.Job | OrchestratorError, ...]:
+    def wait(guests: list[tuple[str, str]], seconds: float | None) -> tuple[Job | OrchestratorError, ...]:
         asked.append((guests, seconds))
-        return (slurm.Job(1, "RUNNING", "host1", "a", "", "x:a"), NoRoom("guest b has ended", ()))
+        return (Job(1, "RUNNING", "host1", "a", "", "x:a"), NoRoom("guest b has ended", ()))
 
     monkeypatch.setattr(batch, "wait_all_ready", wait)
     given = [batch.Outcome(name, f"x:{name}", 1, "PENDING", "refused" if name == "c" else "") for name in "abc"]
@@ -243,7 +244,7 @@ def test_wait_for_several_has_one_limit(monkeypatch: pytest.MonkeyPatch) -> None
     clock = [0.0]
     monkeypatch.setattr(follow.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(follow.time, "sleep", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
-    monkeypatch.setattr(slurm, "read_jobs", lambda name: (slurm.Job(1, "PENDING", "", name, "", name),))
+    monkeypatch.setattr(slurm, "read_jobs", lambda name: (Job(1, "PENDING", "", name, "", name),))
     results = follow.wait_all_ready([("a", "a"), ("b", "b")], 10)
     assert all("timed out after 10 s" in str(result) for result in results)
     assert clock[0] < 12

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import Conflict, RequestError
-from orchestrator.fleet import requeue, slurm, submit
+from orchestrator.fleet import requeue, slurm
+from orchestrator.fleet import wish as wishes
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, find_differences
 from orchestrator.fleet.gres import count_gres, parse_indexes
 from orchestrator.fleet.node import FleetNode, build_nodes
@@ -23,8 +24,8 @@ host2|idle|1:3:2|1024|vf:4|sriov,pages-2M|Unknown|Unknown|none
 USES = ("free", "claimed", "wiping", "quarantined", "unusable")
 
 
-def wish(*disks: dict[str, Any], **more: Any) -> submit.Wish:
-    return submit.read_wish({**FIELDS, "disks": list(disks), **more})
+def wish(*disks: dict[str, Any], **more: Any) -> wishes.Wish:
+    return wishes.read_wish({**FIELDS, "disks": list(disks), **more})
 
 
 def example(*disks: tuple[int | None, str], emulated: bool = False) -> Any:
@@ -73,11 +74,11 @@ def test_disks_that_the_files_do_not_use_are_no_difference() -> None:
 
 
 def test_controllers_are_requested_by_number_and_emulated_disks_by_feature() -> None:
-    options = submit.build_options(wish({}, {"size": "10G"}, {"kind": "emulated", "size": "1G"}))
+    options = wishes.build_options(wish({}, {"size": "10G"}, {"kind": "emulated", "size": "1G"}))
     assert "--gres=vf:1,nvme:2" in options
     assert "--constraint=sriov&emulated-disk" in options
-    assert "--gres=vf:1" in submit.build_options(wish())
-    bare = submit.build_options(wish({}, accept=["software-edge"]))
+    assert "--gres=vf:1" in wishes.build_options(wish())
+    bare = wishes.build_options(wish({}, accept=["software-edge"]))
     assert "--gres=nvme:1" in bare
 
 
@@ -100,17 +101,17 @@ def test_disk_that_only_one_host_knows_is_refused(disk: dict[str, Any], message:
 def test_reasons_name_the_missing_disks() -> None:
     nodes = tuple(slurm.parse_nodes(NODES))
     assert [node.disks for node in nodes] == [2, 0]
-    assert submit.find_reasons(wish({}), nodes) == ()
-    assert submit.find_reasons(wish({}, {}, {}), nodes) == (
+    assert wishes.find_reasons(wish({}), nodes) == ()
+    assert wishes.find_reasons(wish({}, {}, {}), nodes) == (
         "host1: 2 NVMe controllers, 3 requested", "host2: 0 NVMe controllers, 3 requested"
     )  # fmt: skip
-    assert submit.find_reasons(wish({}, {"kind": "emulated", "size": "1G"}), nodes[1:]) == (
+    assert wishes.find_reasons(wish({}, {"kind": "emulated", "size": "1G"}), nodes[1:]) == (
         "host2: 0 NVMe controllers, 1 requested, lacks the feature emulated-disk",
     )
 
 
 def test_disks_survive_the_job_script() -> None:
-    again = requeue.parse_script(submit.build_script(wish({"size": "10G"})))
+    again = requeue.parse_script(wishes.build_script(wish({"size": "10G"})))
     assert (again.disks, again.fields["disks"]) == (1, [{"size": "10G"}])
 
 

@@ -8,10 +8,11 @@ import pytest
 
 from orchestrator.errors import GuestError, NotFound
 from orchestrator.fleet import follow, report, slurm
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import MAX_COMMENT, Entry, What, build_comment, make_entry, parse_comment
 
 TIME = "2026-11-27T09:40:0{}Z".format
-JOB = slurm.Job(7, "PENDING", "", "web", "Resources", "order-1", "", TIME(0))
+JOB = Job(7, "PENDING", "", "web", "Resources", "order-1", "", TIME(0))
 STARTED, READY = Entry(TIME(2), What.STARTED, "runs"), Entry(TIME(3), What.READY, "nohype: ready")
 RUNNING = replace(JOB, state="RUNNING", node="host1", started=TIME(1), reason="", entries=(STARTED,))
 IS_READY = replace(RUNNING, entries=(STARTED, READY))
@@ -85,14 +86,14 @@ def test_entry_that_the_controller_did_not_take_is_written_later(monkeypatch: py
 class Controller:
     """The guest's job at each look; the last stays."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *jobs: slurm.Job) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *jobs: Job) -> None:
         self.jobs, self.slept = list(jobs), 0.0
         monkeypatch.setattr(slurm, "read_jobs", self.read)
         monkeypatch.setattr(slurm, "read_nodes", lambda: (NODE,))
         monkeypatch.setattr(follow.time, "sleep", self.sleep)
         monkeypatch.setattr(follow.time, "monotonic", lambda: self.slept)
 
-    def read(self, _name: str) -> tuple[slurm.Job, ...]:
+    def read(self, _name: str) -> tuple[Job, ...]:
         other = replace(JOB, number=1, state="FAILED", guest_id="order-0")  # an earlier guest of the same name
         return (other, *([self.jobs.pop(0) if len(self.jobs) > 1 else self.jobs[0]] if self.jobs else []))
 
@@ -103,7 +104,7 @@ class Controller:
 @pytest.mark.parametrize(
     "last", [IS_READY, replace(RUNNING, entries=(Entry(TIME(3), What.READY_BY_SSH, ""),)), replace(IS_READY, state="COMPLETED")]
 )
-def test_wait_ends_when_the_guest_is_ready(monkeypatch: pytest.MonkeyPatch, last: slurm.Job) -> None:
+def test_wait_ends_when_the_guest_is_ready(monkeypatch: pytest.MonkeyPatch, last: Job) -> None:
     Controller(monkeypatch, JOB, RUNNING, replace(IS_READY, state="COMPLETING"), last)
     assert follow.wait_ready("web", "order-1") == last
 
@@ -117,7 +118,7 @@ def test_wait_ends_when_the_guest_is_ready(monkeypatch: pytest.MonkeyPatch, last
         (replace(JOB, state="DEADLINE"), "--deadline"),
     ],
 )
-def test_guest_that_ends_fails_the_wait(monkeypatch: pytest.MonkeyPatch, last: slurm.Job, message: str) -> None:
+def test_guest_that_ends_fails_the_wait(monkeypatch: pytest.MonkeyPatch, last: Job, message: str) -> None:
     Controller(monkeypatch, JOB, RUNNING, last)
     with pytest.raises(GuestError, match=message):
         follow.wait_ready("web", "order-1")

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from orchestrator.fleet import forgotten, slurm
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import Entry, What
 from orchestrator.fleet.records import Record, read_ended, read_record, remove_record, write_record
 
 RECORD = Record("host1-n0", 7, "web", "order-1")
-RUNNING = slurm.Job(7, "RUNNING", "host1-n0", "web", "", "order-1", entries=(Entry("2026-11-27T09:40:00Z", "started", "x"),))
+RUNNING = Job(7, "RUNNING", "host1-n0", "web", "", "order-1", entries=(Entry("2026-11-27T09:40:00Z", "started", "x"),))
 
 
 class Controller:
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, job: slurm.Job | None) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, job: Job | None) -> None:
         self.job, self.cancelled, self.notes = job, list[int](), list[Entry]()
         monkeypatch.setattr(slurm, "read_job", lambda number: self.job if self.job and number == self.job.number else None)
         monkeypatch.setattr(slurm, "cancel_jobs", self.cancelled.extend)
@@ -64,7 +65,7 @@ def test_job_whose_end_was_forgotten_is_ended_with_a_note(folder: Path, monkeypa
         replace(RUNNING, node="host2-n0"),
     ],
 )
-def test_other_jobs_are_not_ended(folder: Path, monkeypatch: pytest.MonkeyPatch, job: slurm.Job | None) -> None:
+def test_other_jobs_are_not_ended(folder: Path, monkeypatch: pytest.MonkeyPatch, job: Job | None) -> None:
     controller = Controller(monkeypatch, job)
     assert forgotten.end_forgotten_jobs(folder, RECORD.node) == ()
     assert len(list(read_ended(folder, RECORD.node))) == 1, "the controller may not have saved it"

@@ -10,6 +10,8 @@ import pytest
 
 from orchestrator.errors import Conflict, NotFound, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm, submit
+from orchestrator.fleet import wish as wishes
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota, check_quota, read_quota
 from orchestrator.fleet.slurm import Use
 from tests.harness.played_slurm import NODE, Controller
@@ -18,8 +20,8 @@ FIELDS: dict[str, Any] = {"memory": "256M", "image": "minimal"}
 FILE = '[tenants.acme]\ncores = 4\nmemory = "1G"\nvfs = 2\n[tenants.free]\n'
 
 
-def submit_guest(name: str, quota: Quota) -> slurm.Job:
-    return submit.submit(submit.read_wish({**FIELDS, "name": name, "id": name}, tenant="acme"), quota)
+def submit_guest(name: str, quota: Quota) -> Job:
+    return submit.submit(wishes.read_wish({**FIELDS, "name": name, "id": name}, tenant="acme"), quota)
 
 
 def test_guest_within_the_quota_is_released(monkeypatch: pytest.MonkeyPatch) -> None:

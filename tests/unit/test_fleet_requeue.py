@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError
-from orchestrator.fleet import requeue, slurm, submit
+from orchestrator.fleet import requeue, slurm
+from orchestrator.fleet import wish as wishes
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota
 
 NODES = """\
@@ -25,9 +27,9 @@ class Fleet:
     """What Slurm knows: ``scripts`` of jobs by their number, and the guests that were submitted again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, state: str = "down*") -> None:
-        self.jobs: list[slurm.Job] = []
+        self.jobs: list[Job] = []
         self.scripts: dict[int, str] = {}
-        self.submitted: list[submit.Wish] = []
+        self.submitted: list[wishes.Wish] = []
         self.quotas: list[Quota] = []
         self.refused: set[str] = set()
         monkeypatch.setattr(slurm, "read_nodes", lambda: tuple(slurm.parse_nodes(NODES.format(state=state))))
@@ -37,18 +39,18 @@ class Fleet:
         monkeypatch.setattr(requeue, "END_SECONDS", 0)
 
     def add(self, name: str, node: str, state: str = "NODE_FAIL", *, allowed: bool = True, **more: Any) -> int:
-        wish = submit.read_wish({**FIELDS, "name": name, "id": f"id-{name}"}, ["rack-1"], 90, requeue=allowed, **more)
+        wish = wishes.read_wish({**FIELDS, "name": name, "id": f"id-{name}"}, ["rack-1"], 90, requeue=allowed, **more)
         number = len(self.jobs) + 1
-        self.jobs.append(slurm.Job(number, state, node, name, "", wish.guest_id, ""))
-        self.scripts[number] = submit.build_script(wish)
+        self.jobs.append(Job(number, state, node, name, "", wish.guest_id, ""))
+        self.scripts[number] = wishes.build_script(wish)
         return number
 
-    def submit(self, wish: submit.Wish, quota: Quota) -> slurm.Job:
+    def submit(self, wish: wishes.Wish, quota: Quota) -> Job:
         if wish.request.name in self.refused:
             raise NoRoom("no host", (), "add a host")
         self.submitted.append(wish)
         self.quotas.append(quota)
-        self.jobs.append(slurm.Job(90 + len(self.submitted), "PENDING", "", wish.request.name, "", wish.guest_id, ""))
+        self.jobs.append(Job(90 + len(self.submitted), "PENDING", "", wish.request.name, "", wish.guest_id, ""))
         return self.jobs[-1]
 
 
@@ -88,7 +90,7 @@ def test_guest_that_an_interrupted_requeue_has_left_held_is_submitted_again(monk
     """`submit` finds its job, and releases it."""
     fleet = Fleet(monkeypatch)
     fleet.add("web", "host1-n0")
-    fleet.jobs.append(slurm.Job(50, "PENDING", "", "web", "", requeue.derive_id("id-web"), is_held=True))
+    fleet.jobs.append(Job(50, "PENDING", "", "web", "", requeue.derive_id("id-web"), is_held=True))
     requeue.requeue("host1", QUOTAS)
     assert [wish.guest_id for wish in fleet.submitted] == [requeue.derive_id("id-web")]
 
@@ -96,7 +98,7 @@ def test_guest_that_an_interrupted_requeue_has_left_held_is_submitted_again(monk
 def test_guest_that_was_withdrawn_after_the_requeue_is_reported_as_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet(monkeypatch)
     fleet.add("web", "host1-n0")
-    fleet.jobs.append(slurm.Job(50, "CANCELLED", "", "web", "", requeue.derive_id("id-web"), is_held=True))
+    fleet.jobs.append(Job(50, "CANCELLED", "", "web", "", requeue.derive_id("id-web"), is_held=True))
     [found] = requeue.requeue("host1", QUOTAS)
     assert found.outcome == "already requeued as job 50, which has ended (cancelled)"
     assert not fleet.submitted
@@ -106,8 +108,8 @@ def test_guest_of_a_host_that_is_lost_too_is_submitted_again(monkeypatch: pytest
     fleet = Fleet(monkeypatch)
     fleet.add("web", "host1-n0")
     requeue.requeue("host1", QUOTAS)
-    fleet.jobs[-1] = slurm.Job(91, "NODE_FAIL", "host1-n1", "web", "", fleet.submitted[0].guest_id, "")
-    fleet.scripts[91] = submit.build_script(fleet.submitted[0])
+    fleet.jobs[-1] = Job(91, "NODE_FAIL", "host1-n1", "web", "", fleet.submitted[0].guest_id, "")
+    fleet.scripts[91] = wishes.build_script(fleet.submitted[0])
     ended = "already requeued as job 91, which has ended (node_fail)"
     assert [one.outcome for one in requeue.requeue("host1", QUOTAS)] == [ended, "requeued as job 92"]
     assert len({wish.guest_id for wish in fleet.submitted}) == 2

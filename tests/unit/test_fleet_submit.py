@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, RequestError
 from orchestrator.fleet import apart, journal, slurm, submit
+from orchestrator.fleet import wish as wishes
+from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import What
 from orchestrator.host.run import Completed
 from orchestrator.values import CpuSet
@@ -98,8 +100,8 @@ def test_jobs_are_read_with_their_notes() -> None:
 
 def test_options_ask_for_whole_cores_vfs_and_features() -> None:
     fields = {**FIELDS, "cores": 2, "nics": [{}, {}, {"network": "blue"}], "page_size": "2M"}
-    wish = submit.read_wish(fields, ["rack-1"], 90)
-    options = submit.build_options(wish)
+    wish = wishes.read_wish(fields, ["rack-1"], 90)
+    options = wishes.build_options(wish)
     for option in (
         "--ntasks=2", "--ntasks-per-core=1", "--gres=vf:3", "--mem=256M", "--constraint=sriov&pages-2M&network-blue&rack-1",
         "--time=90", "--no-requeue", "--dependency=singleton", "--comment=order-1",
@@ -108,14 +110,14 @@ def test_options_ask_for_whole_cores_vfs_and_features() -> None:
 
 
 def test_guest_with_a_software_edge_takes_no_vf_and_goes_to_a_node_without_vfs() -> None:
-    options = submit.build_options(submit.read_wish({**FIELDS, "accept": ["software-edge"]}))
+    options = wishes.build_options(wishes.read_wish({**FIELDS, "accept": ["software-edge"]}))
     assert not [option for option in options if option.startswith("--gres")]
     assert "--constraint=edge" in options
 
 
 def test_guests_of_a_group_request_the_same_slot() -> None:
     found = [
-        next(option for option in submit.build_options(submit.read_wish(FIELDS, group=group)) if "gres" in option)
+        next(option for option in wishes.build_options(wishes.read_wish(FIELDS, group=group)) if "gres" in option)
         for group in ("web", "web", "db")
     ]
     assert found[0] == found[1] != found[2]
@@ -126,38 +128,38 @@ def test_guests_of_a_group_request_the_same_slot() -> None:
 @pytest.mark.parametrize("group", ["", "A", "a,b", "-a", "a" * 41])
 def test_invalid_name_of_a_group_is_refused(group: str) -> None:
     with pytest.raises(RequestError, match="not the name of a group"):
-        submit.read_wish(FIELDS, group=group)
+        wishes.read_wish(FIELDS, group=group)
 
 
 def test_deadline_is_given_in_utc_and_without_a_time_of_its_own() -> None:
     """An unlimited time would make Slurm ignore the deadline."""
     limit = "2030-01-31T18:00+02:00"
-    options = submit.build_options(submit.read_wish(FIELDS, deadline=limit))
+    options = wishes.build_options(wishes.read_wish(FIELDS, deadline=limit))
     assert "--deadline=2030-01-31T16:00:00" in options
     assert not [option for option in options if option.startswith("--time")]
-    both = submit.build_options(submit.read_wish(FIELDS, minutes=5, deadline=limit))
+    both = wishes.build_options(wishes.read_wish(FIELDS, minutes=5, deadline=limit))
     assert {"--deadline=2030-01-31T16:00:00", "--time=5"} <= set(both)
-    assert submit.parse_deadline("2030-01-31T18:00Z") == "2030-01-31T18:00:00Z"
+    assert wishes.parse_deadline("2030-01-31T18:00Z") == "2030-01-31T18:00:00Z"
     local = datetime(2030, 1, 31, 18).astimezone()
-    assert datetime.fromisoformat(submit.parse_deadline("2030-01-31T18:00")) == local
+    assert datetime.fromisoformat(wishes.parse_deadline("2030-01-31T18:00")) == local
     for text in ("tomorrow", "", "0001-01-01T00:00+23:59"):
         with pytest.raises(RequestError, match="is not a time"):
-            submit.parse_deadline(text)
+            wishes.parse_deadline(text)
 
 
 def test_deadline_that_cannot_be_kept_is_refused_but_a_guest_is_found_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch)
     soon = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
     with pytest.raises(RequestError, match="guest web cannot end by"):
-        submit.submit(submit.read_wish(FIELDS, minutes=10, deadline=soon))
+        submit.submit(wishes.read_wish(FIELDS, minutes=10, deadline=soon))
     assert not controller.submitted
     controller.add(5, state="DEADLINE")
-    assert submit.submit(submit.read_wish(FIELDS, minutes=10, deadline=soon)).number == 5
+    assert submit.submit(wishes.read_wish(FIELDS, minutes=10, deadline=soon)).number == 5
 
 
 @pytest.mark.parametrize("cmdline", ["a=REQUEST", "x='y' `reboot` $HOME \\", 'quote"'])
 def test_script_contains_the_request_on_one_line(cmdline: str) -> None:
-    script = submit.build_script(submit.read_wish({**FIELDS, "cmdline": cmdline}))
+    script = wishes.build_script(wishes.read_wish({**FIELDS, "cmdline": cmdline}))
     lines = script.splitlines()
     assert [lines[0], lines[2], lines[4]] == ["#!/bin/sh", "exec /etc/slurm/nohype-job <<'REQUEST'", "REQUEST"]
     assert json.loads(lines[3])["cmdline"] == cmdline
@@ -173,32 +175,32 @@ def test_script_contains_the_request_on_one_line(cmdline: str) -> None:
 )  # fmt: skip
 def test_what_slurm_cannot_allocate_or_must_not_store_is_refused(field: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match="cannot be"):
-        submit.read_wish({**FIELDS, **field})
+        wishes.read_wish({**FIELDS, **field})
 
 
 @pytest.mark.parametrize("feature", ["a&b", "a|b", "[x]", "", "a b"])
 def test_feature_with_an_operator_is_refused(feature: str) -> None:
     with pytest.raises(RequestError, match="not a feature"):
-        submit.read_wish(FIELDS, [feature])
+        wishes.read_wish(FIELDS, [feature])
 
 
 def test_reasons_are_given_only_if_no_node_can_have_the_guest() -> None:
     nodes = tuple(slurm.parse_nodes(NODES))
-    assert not submit.find_reasons(submit.read_wish({**FIELDS, "cores": 3}), nodes)
-    assert submit.find_reasons(submit.read_wish({**FIELDS, "cores": 4, "memory": "2G"}), nodes) == (
+    assert not wishes.find_reasons(wishes.read_wish({**FIELDS, "cores": 3}), nodes)
+    assert wishes.find_reasons(wishes.read_wish({**FIELDS, "cores": 4, "memory": "2G"}), nodes) == (
         "host1-n0: 3 cores, 4 requested, 1024 MiB of huge pages, 2048 requested",
         "host1-n1: 0 VFs, 1 requested, lacks the feature sriov",
         "host2: 2 cores, 4 requested, 512 MiB of huge pages, 2048 requested",
     )
     slot = apart.find_slot("web")
-    assert submit.find_reasons(submit.read_wish(FIELDS, group="web"), nodes) == (
+    assert wishes.find_reasons(wishes.read_wish(FIELDS, group="web"), nodes) == (
         f"host1-n0: does not have slot {slot} of group web",
         f"host1-n1: 0 VFs, 1 requested, lacks the feature sriov, does not have slot {slot} of group web",
         f"host2: does not have slot {slot} of group web",
     )
     gres = ",".join(apart.build_gres([slot]))
-    assert not submit.find_reasons(
-        submit.read_wish(FIELDS, group="web"), tuple(slurm.parse_nodes(NODES.replace("vf:1", f"vf:1,{gres}")))
+    assert not wishes.find_reasons(
+        wishes.read_wish(FIELDS, group="web"), tuple(slurm.parse_nodes(NODES.replace("vf:1", f"vf:1,{gres}")))
     )
 
 
@@ -206,7 +208,7 @@ class FakeController:
     """A controller that forgets the first ``forgets`` acknowledged jobs, as one that is killed within its save interval does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, forgets: int = 0, nodes: str = NODES) -> None:
-        self.jobs: list[slurm.Job] = []
+        self.jobs: list[Job] = []
         self.submitted: list[list[str]] = []
         self.cancelled: list[int] = []
         self.slept = 0.0
@@ -227,7 +229,7 @@ class FakeController:
         return number
 
     def add(self, number: int, guest_id: str = "order-1", state: str = "PENDING") -> None:
-        self.jobs.append(slurm.Job(number, state, "", "web", "", guest_id))
+        self.jobs.append(Job(number, state, "", "web", "", guest_id))
         self.jobs.sort(key=lambda job: job.number)
 
     def sleep(self, seconds: float) -> None:
@@ -239,7 +241,7 @@ UP = NODES.splitlines()[0] + "\n"
 
 def test_guest_is_submitted_once_and_confirmed_after_the_save(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch)
-    wish = submit.read_wish(FIELDS)
+    wish = wishes.read_wish(FIELDS)
     assert submit.submit(wish).number == 1
     assert controller.slept >= slurm.SAVE_SECONDS
     assert submit.submit(wish).number == 1  # the same id
@@ -250,28 +252,28 @@ def test_guest_is_submitted_once_and_confirmed_after_the_save(monkeypatch: pytes
 def test_repeated_command_returns_when_the_guest_is_saved(monkeypatch: pytest.MonkeyPatch, age: float, slept: float) -> None:
     controller = FakeController(monkeypatch)
     submitted = f"{datetime.now(UTC) - timedelta(seconds=age):%Y-%m-%dT%H:%M:%SZ}"
-    controller.jobs.append(slurm.Job(1, "PENDING", "", "web", "", "order-1", submitted=submitted))
-    assert submit.submit(submit.read_wish(FIELDS)).number == 1
+    controller.jobs.append(Job(1, "PENDING", "", "web", "", "order-1", submitted=submitted))
+    assert submit.submit(wishes.read_wish(FIELDS)).number == 1
     assert (controller.slept, controller.submitted) == (slept, [])
 
 
 def test_guest_that_was_acknowledged_and_forgotten_is_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch, forgets=1, nodes=UP)
-    assert submit.submit(submit.read_wish(FIELDS)).number == 2
+    assert submit.submit(wishes.read_wish(FIELDS)).number == 2
     assert controller.slept >= submit.ORPHAN_SECONDS  # the forgotten guest has been ended by then
 
 
 def test_forgotten_guest_is_not_submitted_again_while_a_node_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch, forgets=1)
     with pytest.raises(OrchestratorError, match="forgot guest web, which may run on host2"):
-        submit.submit(submit.read_wish(FIELDS))
+        submit.submit(wishes.read_wish(FIELDS))
     assert len(controller.submitted) == 1
 
 
 def test_ended_guest_is_not_started_again_under_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch)
     controller.add(5, state="FAILED")
-    assert submit.submit(submit.read_wish(FIELDS)).state == "FAILED"
+    assert submit.submit(wishes.read_wish(FIELDS)).state == "FAILED"
     assert not controller.submitted
 
 
@@ -279,10 +281,10 @@ def test_name_of_another_guest_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     controller = FakeController(monkeypatch)
     controller.add(5, "order-0", "RUNNING")
     with pytest.raises(Conflict, match="another guest web, job 5"):
-        submit.submit(submit.read_wish(FIELDS))
+        submit.submit(wishes.read_wish(FIELDS))
     controller.jobs.clear()
     controller.add(6, "order-0", "COMPLETED")  # it has ended
-    assert submit.submit(submit.read_wish(FIELDS)).number == 1
+    assert submit.submit(wishes.read_wish(FIELDS)).number == 1
 
 
 def test_of_two_guests_that_come_at_the_same_time_the_first_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +292,7 @@ def test_of_two_guests_that_come_at_the_same_time_the_first_stays(monkeypatch: p
     controller.sleep = lambda seconds: controller.add(0, "order-0")  # type: ignore[method-assign]
     monkeypatch.setattr(submit.time, "sleep", controller.sleep)
     with pytest.raises(Conflict, match="job 0"):
-        submit.submit(submit.read_wish(FIELDS))
+        submit.submit(wishes.read_wish(FIELDS))
     assert controller.cancelled == [1]
 
 
@@ -327,7 +329,7 @@ def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPat
     controller = FakeController(monkeypatch)
 
     def lose(*_: object) -> int:
-        def fail(_name: str = "") -> tuple[slurm.Job, ...]:
+        def fail(_name: str = "") -> tuple[Job, ...]:
             controller.sleep(30)
             raise slurm.Unreachable("no connection")
 
@@ -338,14 +340,14 @@ def test_caller_learns_that_the_outcome_is_unknown(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(slurm, "submit_job", lose)
     with pytest.raises(CommandError, match="not known whether guest web was submitted") as caught:
-        submit.submit(submit.read_wish(FIELDS))
+        submit.submit(wishes.read_wish(FIELDS))
     assert "--id order-1" in caught.value.hint
 
 
 def test_fleet_without_hosts_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeController(monkeypatch, nodes="")
     with pytest.raises(NoRoom, match="has no nodes"):
-        submit.submit(submit.read_wish(FIELDS))
+        submit.submit(wishes.read_wish(FIELDS))
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, reply: Callable[[], Completed]) -> None:

@@ -1,0 +1,61 @@
+"""A guest of the fleet, as a job that Slurm knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.fleet.journal import Entry
+
+ENDED = frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
+)
+"""States of a job whose guest has ended."""
+_EXPLANATIONS = {
+    "TIMEOUT": "the time of the guest (--minutes or --deadline) is over",
+    "DEADLINE": "not started in time before its --deadline",
+    "NODE_FAIL": "the host did not respond to the controller any more",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A guest of the fleet.
+
+    Attributes:
+        node: empty while it waits.
+        reason: why it waits, or why it has ended.
+        guest_id: the caller's own id of the guest, which outlives the job's number.
+        note: why the guest was refused by its host, or has failed there.
+        submitted: UTC, ISO 8601, as are ``started`` and ``ended``, which are empty before.
+        entries: what its host reported.
+        tenant: Slurm's account; empty for a guest of the operators.
+        is_held: Slurm does not start it before it is released. The reason can be another one, such as a dependency.
+    """
+
+    number: int
+    state: str
+    node: str
+    name: str
+    reason: str
+    guest_id: str
+    note: str = ""
+    submitted: str = ""
+    started: str = ""
+    ended: str = ""
+    entries: tuple[Entry, ...] = ()
+    tenant: str = ""
+    is_held: bool = False
+
+    @property
+    def explanation(self) -> str:
+        """The note or the reason, in words."""
+        return self.note or _EXPLANATIONS.get(self.state, self.reason)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDED
+
+    @property
+    def is_ending(self) -> bool:
+        """Also while the Epilog runs."""
+        return self.has_ended or self.state == "COMPLETING"
