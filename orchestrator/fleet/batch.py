@@ -113,7 +113,7 @@ def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota, *, sa
         if not saved:
             time.sleep(SAVE_SECONDS)
         done |= _index(_release(find_left(), quota))
-        done |= _index(_wait_for_forgotten(find_left()))
+        done |= _index(_submit_forgotten(find_left(), pool))
         jobs = _group(slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS))
         done |= _index(pool.map(lambda wish: _complete(wish, quota, jobs[wish.request.name]), find_left()))
     return tuple(done[wish.guest_id] for wish in wishes)
@@ -252,9 +252,13 @@ def _release(wishes: Sequence[Wish], quota: Quota) -> list[Outcome]:
         except QuotaExceeded as error:
             withdrawn[job.number] = _fail(wish, error)
     released = [job.number for job, _ in held if job.number not in withdrawn]
-    with suppress(CommandError):  # what was not released or withdrawn is found when the jobs are read again
+    # What was not withdrawn or released is found when the jobs are read again.
+    try:
         if withdrawn:
             slurm.cancel_jobs(withdrawn)
+    except CommandError:
+        withdrawn = {}
+    with suppress(CommandError):
         if released:
             slurm.release_jobs(released)
     if held:
@@ -262,15 +266,22 @@ def _release(wishes: Sequence[Wish], quota: Quota) -> list[Outcome]:
     return list(withdrawn.values())
 
 
-def _wait_for_forgotten(wishes: Sequence[Wish]) -> list[Outcome]:
-    """Returns when guests that the controller has forgotten can be submitted again, with outcomes if they cannot."""
+def _submit_forgotten(wishes: Sequence[Wish], pool: ThreadPoolExecutor) -> list[Outcome]:
+    """Submits guests again that the controller has forgotten, when no host can have them. Returns the outcomes of failures."""
+    if not (forgotten := _find_unknown(wishes)):
+        return []
+    try:
+        wait_until_orphans_ended(*forgotten)
+    except OrchestratorError as error:
+        return [_fail(wish, error) for wish in forgotten]
+    outcomes = [outcome for outcome in pool.map(_submit, _find_unknown(forgotten)) if outcome]
+    time.sleep(SAVE_SECONDS)
+    return outcomes
+
+
+def _find_unknown(wishes: Sequence[Wish]) -> list[Wish]:
     known = {job.guest_id for job in slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)}
-    if forgotten := [wish for wish in wishes if wish.guest_id not in known]:
-        try:
-            wait_until_orphans_ended(*forgotten)
-        except OrchestratorError as error:
-            return [_fail(wish, error) for wish in forgotten]
-    return []
+    return [wish for wish in wishes if wish.guest_id not in known]
 
 
 def _complete(wish: Wish, quota: Quota, jobs: Sequence[Job]) -> Outcome:

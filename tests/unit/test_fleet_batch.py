@@ -139,6 +139,26 @@ def test_guest_beyond_the_quota_because_of_another_command_is_withdrawn(monkeypa
     assert sorted(controller.released()) == sorted([first.name, "other"])
 
 
+def test_guest_that_cannot_be_withdrawn_is_not_called_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = Controller(monkeypatch)
+    controller.accept(["--job-name=other", "--comment=other", "--account=acme"], "")
+    check, cancelled = batch.check_quota, []
+    (wish,) = batch.read_batch(write("a"), "run-1", "acme")
+
+    def cancel(numbers: list[int]) -> None:
+        cancelled.append(list(numbers))
+        if len(cancelled) == 1:
+            raise CommandError("scancel: error")
+        controller.cancel(numbers)
+
+    monkeypatch.setattr(slurm, "cancel_jobs", cancel)
+    monkeypatch.setattr(batch, "check_quota", lambda *words: check(*words) if controller.jobs[1:] else None)
+    (outcome,) = batch.submit_batch([wish], Quota(cores=1))
+    assert "quota of tenant acme exceeded" in outcome.error
+    assert cancelled == [[2], [2]]
+    assert names_of(controller) == ["other"]
+
+
 def test_release_that_the_controller_forgets_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = Controller(monkeypatch)
     controller.forgets = 1
