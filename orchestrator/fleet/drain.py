@@ -84,9 +84,9 @@ def resume(name: str, *, force: bool = False) -> tuple[slurm.NodeState, ...]:
 def return_to_service(name: str) -> None:
     """Returns a node to use that was down because slurmd did not respond, and responds again.
 
-    Slurm itself does so if the reason is "Not responding" (ReturnToService=1). Slurm 24.11 keeps the reason until a guest starts
-    there. If the node is lost again before, it appends the reason, and leaves the node down.
+    Slurm itself does so if the reason is "Not responding" (ReturnToService=1). Slurm 24.11 keeps the reason of a former loss or
+    drain until a guest starts there. If the node is lost before, it appends "Not responding", and leaves the node down.
     """
     for node in slurm.read_nodes(name):
-        if node.state == "DOWN" and set(node.reason.split(" : ")) == {_SILENT}:
+        if node.state == "DOWN" and node.reason.split(" : ")[-1] == _SILENT:
             slurm.update_node(node.name, "State=RESUME")

@@ -33,6 +33,7 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 # "unexpected message" is what `scontrol release` prints
 _UNREACHABLE = re.compile("(?i)unable to contact slurm controller|connection refused|timed out|unexpected message received")
 _QUEUE_FIELDS, _NODE_FIELDS = "%i|%T|%N|%j|%a|%Q|%V|%S|%e|%r|%k", "%N|%T|%z|%m|%G|%f|%u|%H|%E"
+_IN_USE = ("ALLOCATED", "COMPLETING", "IDLE", "MIXED", "PLANNED")  # MIXED-: a guest that waits will be started there
 _NAME_WIDTH, _USE_FIELDS = 80, "JobID:20,NumTasks:20,MinMemory:20,tres-per-node:1000"
 _CHECK_FIELDS = f"NodeList:{_NAME_WIDTH},Comment:1024"
 _ENVIRONMENT = {"TZ": "UTC0", "SLURM_TIME_FORMAT": "standard"}
@@ -73,7 +74,6 @@ class NodeState:
     """A node as the controller knows it; memory is in MiB.
 
     Attributes:
-        state: without the mark of a node on which a guest that waits will be started (-).
         reason: why it is drained or down, ``by`` whom and ``since`` when (UTC, ISO 8601).
         check: what the last health check of the host found; None if it passed, or was not run.
         slots: those that groups of guests can request, see `apart`.
@@ -201,10 +201,12 @@ def parse_nodes(text: str) -> Iterator[NodeState]:
     for line in text.splitlines():
         name, state, shape, memory, gres, features, by, since, reason = (*line.split("|", 8), *[""] * 8)[:9]
         if match := _SHAPE.fullmatch(shape):
-            cores, since = int(match[1]) * int(match[2]), _read_time(since)
+            cores = int(match[1]) * int(match[2])
+            if state.upper().startswith(_IN_USE):
+                by = since = reason = ""  # those of a former drain or loss
             yield NodeState(
                 name, state.upper().rstrip("-"), cores, int(match[3]), int(memory.rstrip("+")), count_gres(VF, gres),
-                tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by) if since else "", since,
+                tuple(filter(None, _clean(features).split(","))), _clean(reason), _clean(by), _read_time(since),
                 slots=parse_slots(gres), disks=count_gres(NVME, gres),
             )  # fmt: skip
 

@@ -125,6 +125,7 @@ def test_result_of_the_health_check_is_read_with_the_node(monkeypatch: pytest.Mo
     [
         ("DOWN", "Not responding : Not responding", "IDLE"),
         ("DOWN*", "Not responding : Not responding", "DOWN*"),
+        ("DOWN", "new disk : Not responding", "IDLE"),
         ("DOWN", "Not responding : new disk", "DOWN"),
         ("DOWN", "Node unexpectedly rebooted", "DOWN"),
         ("DOWN", "", "DOWN"),
