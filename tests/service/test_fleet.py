@@ -94,17 +94,15 @@ def test_start_that_the_controller_forgets_is_not_repeated(cluster: Cluster) -> 
 def test_end_that_the_controller_forgets_is_reported_again_by_the_host(cluster: Cluster) -> None:
     submit(cluster, "brief")
     cluster.wait_for(lambda: show(cluster, "brief")["state"] == "RUNNING" and cluster.guests(), "the guest")
-    newer = "test /var/lib/slurm/slurmctld/job_state -nt /run/seen"
-    cluster.run("touch", "/run/seen")
-    cluster.wait_for(lambda: cluster.run(*newer.split(), check=False).status == 0, "the controller saves that it runs")
+    newer = "touch /run/seen; until [ /var/lib/slurm/slurmctld/job_state -nt /run/seen ]; do sleep 0.1; done"
+    cluster.run("sh", "-c", newer)  # the controller has saved that it runs
     cluster.run("kill", "-9", *cluster.find_processes("fleet step job"), check=False)
     cluster.wait_for(lambda: not cluster.jobs(), "the end of the job")
     cluster.kill_controller()
     cluster.start_controller()
     cluster.wait_for(lambda: show(cluster, "brief")["state"] in ("CANCELLED", "FAILED"), "the end", timeout=120)
-    assert show(cluster, "brief")["state"] == "FAILED" or "forgot that" in str(
-        show(cluster, "brief")["note"]
-    )  # FAILED: was saved
+    found = show(cluster, "brief")
+    assert found["state"] == "FAILED" or "forgot that" in str(found["note"])  # FAILED: the controller has saved it
     cluster.wait_idle()
 
 
