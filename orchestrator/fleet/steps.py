@@ -201,8 +201,7 @@ def end_guest(site: Site, record: Record, seconds: float) -> None:
     while settled is None or time.monotonic() < settled:
         guest = retry_manager(lambda: find_guest(site.client, record.name, record.guest_id), deadline - time.monotonic())
         if guest is not None and guest["state"] != WIPING:
-            _delete(site.client, guest)
-            if guest["state"] in ("running", *_ENDED):
+            if _delete(site.client, guest) and guest["state"] in ("running", *_ENDED):
                 # Its creation is over, and the job script, which sends one request at a time, no longer exists.
                 settled = time.monotonic()
         elif settled is None:
@@ -217,14 +216,18 @@ def end_guest(site: Site, record: Record, seconds: float) -> None:
     remove_record(site.records, record)
 
 
-def _delete(client: Client, guest: Guest) -> None:
-    """Tolerates a change of the guest in the meantime: the caller reads it again. Raises HostError for a guest in quarantine."""
+def _delete(client: Client, guest: Guest) -> bool:
+    """False if the guest has changed in the meantime, or the manager does not respond: the caller reads it again.
+
+    Raises HostError for a guest in quarantine.
+    """
     if guest["state"] == "quarantined":
         raise HostError(f"guest {guest['name']} is quarantined", "run `nohype quarantine list`, and clear it there")
     try:
         client.delete(guest["name"], version=guest["version"])
     except (NotFound, Conflict, ManagerUnreachable, TooMany):
-        pass
+        return False
+    return True
 
 
 def end_guests_without_job(site: Site) -> tuple[Record, ...]:

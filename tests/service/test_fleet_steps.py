@@ -317,6 +317,26 @@ def test_epilog_leaves_other_guests_alone(site: steps.Site) -> None:
     assert [guest["id"] for guest in site.client.guests()] == ["order-2"]
 
 
+@pytest.mark.parametrize("error", [Unreachable("the manager does not respond"), Conflict("the guest has changed")])
+def test_epilog_repeats_a_deletion_that_failed(
+    site: steps.Site, monkeypatch: pytest.MonkeyPatch, error: OrchestratorError
+) -> None:
+    """Such as that of a manager that is killed just then: the guest still runs, and the node must not be drained for that."""
+    steps.run_prolog(site, NODE, JOB)
+    create(site.client)
+    delete, asked = site.client.delete, itertools.count()
+
+    def fail_first(name: str, **words: Any) -> None:
+        if next(asked) < 2:
+            raise error
+        delete(name, **words)
+
+    monkeypatch.setattr(site.client, "delete", fail_first)
+    steps.run_epilog(site, NODE, JOB)
+    assert not site.client.guests()
+    assert next(asked) == 3
+
+
 def test_epilog_ends_a_guest_whose_creation_a_killed_job_script_has_left_behind(
     site: steps.Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
