@@ -35,8 +35,10 @@ class KeptConnection:
         return self._shell
 
     def close(self) -> None:
+        """The next command opens another connection."""
         if self._shell:
             self._shell.close()
+        self._shell = None
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,16 @@ def execute(
 
     Raises LabLost, and ssh.ShellTimeout if the command did not finish in time but the lab host responds.
     """
-    with raising_lab_lost(lab), lab.shell() as connection:
-        return connection.run(command, timeout=timeout, input=input, stream=stream)
+    with raising_lab_lost(lab):
+        try:
+            with lab.shell() as connection:
+                return connection.run(command, timeout=timeout, input=input, stream=stream)
+        except ssh.NotStarted:
+            # As a handshake, see Lab: sshd has ended the connection, and a lost lab does not respond to a second attempt either.
+            if lab.kept:
+                lab.kept.close()
+        with lab.shell() as connection:
+            return connection.run(command, timeout=timeout, input=input, stream=stream)
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class KeyRefused(ShellError):
     """The server does not accept the private key."""
 
 
+class NotStarted(ShellError):
+    """The connection was lost before the command was sent: it can be sent over a new one."""
+
+
 class ShellTimeout(ShellError):
     """A command timed out and was stopped. The connection can still be used."""
 
@@ -85,6 +89,9 @@ class Shell:
         line = command if isinstance(command, str) else shlex.join(command)
         try:
             channel = self._transport.open_session(timeout=30)
+        except FAILURES as error:
+            raise NotStarted(self._lost(line, error).message) from None
+        try:
             channel.exec_command(keep_status(line))
         except FAILURES as error:
             raise self._lost(line, error) from None

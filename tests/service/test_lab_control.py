@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import ssh
 from orchestrator.errors import Conflict, LabError, LabLost, NotFound, RequestError, ShellError, SwitchError
 from orchestrator.host import netlink
 from orchestrator.lab import control, switch
@@ -151,6 +152,22 @@ def test_commands_share_a_kept_connection(name: str, tmp_path: Path, stand_in: C
         with lab.shell() as third:
             assert third is not first
     assert not third.is_open
+
+
+def test_command_that_was_not_sent_is_sent_over_a_new_connection(
+    name: str, tmp_path: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection was lost between the look at it and the command."""
+    with labs.keeping_connection(start(name, tmp_path)) as lab:
+        with lab.shell() as first:
+            first.close()
+        monkeypatch.setattr(ssh.Shell, "is_open", True)
+        with pytest.raises(ssh.NotStarted, match="lost or refused"):
+            first.run("exit 6")
+        assert labs.execute(lab, "exit 6").status == 6
+        monkeypatch.undo()
+        with lab.shell() as second:
+            assert second is not first
 
 
 def test_switch_is_a_bridge_with_the_tap_as_hairpin_port(name: str, tmp_path: Path, stand_in: Callable[[str], None]) -> None:
