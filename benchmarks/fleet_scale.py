@@ -111,7 +111,7 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Re
     write_files(folder, survey(folder), hosts, steps, files)
     devices = [str(vf) for vf in build_nodes(json.loads((folder / "host.json").read_text()), "h0001")[0].vfs]
     with hold_root(folder, devices, {}) as holder, played(folder, holder, hosts) as manager:
-        cluster = Cluster(holder, folder, ())
+        cluster = Cluster(holder, folder, (), [str(Path(sys.executable).with_name("nohype"))])
         cluster.start()
         begin = time.time()
         used = read_used()
@@ -242,7 +242,7 @@ def submit(cluster: Cluster, names: Sequence[str]) -> None:
     """Returns when the controller cannot forget the guests any more."""
     guests = [{"name": name, "memory": "64M", "image": "minimal"} for name in names]
     done = cluster.nohype("fleet", "submit-all", "-", "--id", "scale", input=json.dumps(guests), timeout=900, check=False)
-    assert done.status == 0, done.stdout
+    assert done.status == 0, done.stdout + done.stderr
 
 
 def read_last_submission(cluster: Cluster) -> float:
