@@ -206,6 +206,7 @@ class Transitions:
         if claim.plan.software_nics:
             log_errors(self._context.setup.count_returns)  # without this guest
         self._expired_shutdowns.discard(claim.plan.uuid)
+        self._context.disk_work.forget(claim.plan.uuid)
         return findings
 
     def _begin_wiping(self, claim: Claim, outcome: Outcome) -> None:
