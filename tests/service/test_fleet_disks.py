@@ -14,21 +14,20 @@ from orchestrator.client.transport import Unreachable
 from orchestrator.errors import Conflict, NoRoom, OrchestratorError
 from orchestrator.fleet import creation, manager, slurm, steps
 from orchestrator.fleet.check import check_host, find_orphans
-from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
 from orchestrator.fleet.creation import create_guest
 from orchestrator.fleet.journal import Entry
 from orchestrator.fleet.node import build_nodes
 from orchestrator.fleet.records import read_records
 from orchestrator.guests import host_view
 from orchestrator.host.block import BlockProgress, Report
-from orchestrator.host.pci import DEVICES
 from orchestrator.resources import disk as disk_module
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 from tests.fakes.nvme import disk_file
 from tests.fakes.server import Server
-from tests.harness.api_server import Served, serve
-from tests.harness.crash import World, wait_wiped
+from tests.harness.api_server import Served
+from tests.harness.crash import wait_wiped
+from tests.harness.fleet_site import serve_host, write_site
 
 NODE, JOB, DISK = "a-n1", 7, "0000:51:00.0"
 FIELDS: dict[str, Any] = {"name": "web", "memory": "64M", "image": "minimal", "id": "order-1", "disks": [{}]}
@@ -40,26 +39,20 @@ PLACEMENT = {"cpus": "10-11", "disks": [DISK]}
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """Node 0 has the disks 0 and 2, node 1 the disk 1."""
     monkeypatch.setattr(host_view, "VIEW_AGE", 0.0)
-    world = World(tmp_path / "world", Server(cores=8, nodes=2, vfs=2, pages=256, disks=3))
-    for pf in ("0000:10:00.0", "0000:14:00.0"):
-        world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", "2")
-    with serve(tmp_path, {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}, world=world) as found:
+    with serve_host(tmp_path, Server(cores=8, nodes=2, vfs=2, pages=256, disks=3)) as found:
         yield found
 
 
 @pytest.fixture
 def site(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> steps.Site:
-    nodes = build_nodes(served.client.host(), "a")
-    assert [len(node.disks) for node in nodes] == [2, 1]
-    (tmp_path / "nohype-nodes.conf").write_text(build_node_lines(nodes, Address("a", "a")))
-    (tmp_path / "gres.conf").write_text(build_gres_lines(nodes))
+    assert [len(node.disks) for node in build_nodes(served.client.host(), "a")] == [2, 1]
     monkeypatch.setattr(slurm, "read_allocation", lambda _job: ALLOCATION)
     monkeypatch.setattr(slurm, "write_comment", lambda _node, _text: None)
     for module in (steps, creation):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
     for module in (steps, manager):
         monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
-    return steps.Site(served.client, "a", Size.parse("2M"), tmp_path, tmp_path / "records")
+    return write_site(tmp_path, served.client)
 
 
 @pytest.fixture

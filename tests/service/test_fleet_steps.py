@@ -20,17 +20,15 @@ from orchestrator.client.transport import Unreachable
 from orchestrator.errors import Conflict, GuestError, HostError, NotFound, OrchestratorError, ReadyBySsh
 from orchestrator.fleet import check, slurm, steps
 from orchestrator.fleet.check import Checked, Orphan, check_host, end_orphan, find_orphans
-from orchestrator.fleet.configuration import Address, build_gres_lines, build_node_lines
 from orchestrator.fleet.job import Job
 from orchestrator.fleet.journal import Entry
 from orchestrator.fleet.node import build_nodes
 from orchestrator.fleet.records import Record, read_record, read_records, remove_record, write_record
-from orchestrator.host.pci import DEVICES
-from orchestrator.values import CpuSet, Size
+from orchestrator.values import CpuSet
 from orchestrator.waiting import wait_until
 from tests.fakes.server import Server
-from tests.harness.api_server import Served, serve
-from tests.harness.crash import World
+from tests.harness.api_server import Served
+from tests.harness.fleet_site import serve_host, write_site
 
 SERVER = Server(cores=8, nodes=2, vfs=2, pages=256)
 NODE, JOB = "a-n1", 7
@@ -42,23 +40,17 @@ CPUS = "10-11"
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Served]:
-    world = World(tmp_path / "world", SERVER)
-    for pf in ("0000:10:00.0", "0000:14:00.0"):
-        world.host.write(f"{DEVICES}/{pf}/sriov_numvfs", "2")
-    with serve(tmp_path, {"host": {"housekeeping": "0-1", "uplinks": ["nic0", "nic1"]}}, world=world) as found:
+    with serve_host(tmp_path, SERVER) as found:
         yield found
 
 
 @pytest.fixture
 def site(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> steps.Site:
-    nodes = build_nodes(served.client.host(), "a")
-    (tmp_path / "nohype-nodes.conf").write_text(build_node_lines(nodes, Address("a", "a")))
-    (tmp_path / "gres.conf").write_text(build_gres_lines(nodes))
     monkeypatch.setattr(slurm, "read_allocation", lambda _job: ALLOCATION)
     for name, seconds in {"PROLOG_SECONDS": 0.2, "SETTLE_SECONDS": 0.3, "POLL_SECONDS": 0.05, "RETRY_SECONDS": 0.02}.items():
         monkeypatch.setattr(steps, name, seconds)
     monkeypatch.setattr(check, "PROLOG_SECONDS", 0.2)
-    return steps.Site(served.client, "a", Size.parse("2M"), tmp_path, tmp_path / "records")
+    return write_site(tmp_path, served.client)
 
 
 def create(client: Client, **fields: Any) -> None:
