@@ -53,8 +53,9 @@ def wait_ended(jobs: Sequence[Job], seconds: float | None = None) -> tuple[Job, 
     """
     limit = _Limit(seconds)
     ended = tuple(_wait(job.name, job.guest_id, lambda job: job.has_ended, "to end", limit) for job in jobs)
+    nodes = slurm.read_nodes()
     for job in ended:
-        if node := _find_failed_epilog(job):
+        if node := _find_failed_epilog(job, nodes):
             what = f"the resources of guest {job.name} were not released: {node.reason}"
             raise GuestError(what, f"repair {node.name}; {_see(job.name)}")
     return ended
@@ -72,14 +73,14 @@ def _collect(job: Job) -> Iterator[Entry]:
     yield from job.entries
     if job.ended:
         yield Entry(job.ended, What.ENDED, f"job {job.number}: {_describe(job)}")
-    if node := _find_failed_epilog(job):
+    if node := _find_failed_epilog(job, slurm.read_nodes()):
         yield Entry(node.since, What.DRAINED, f"{node.name}: {node.reason}")
 
 
-def _find_failed_epilog(job: Job) -> slurm.NodeState | None:
+def _find_failed_epilog(job: Job, nodes: Iterable[slurm.NodeState]) -> slurm.NodeState | None:
     """The node of the job, if it was drained because the Epilog failed; the reason is that of `cli.fleet_step`."""
     reason = f"epilog of job {job.number}:"
-    return next((node for node in slurm.read_nodes() if node.name == job.node and node.reason.startswith(reason)), None)
+    return next((node for node in nodes if node.name == job.node and node.reason.startswith(reason)), None)
 
 
 class _Limit:

@@ -67,7 +67,6 @@ def cancel(*names: str) -> tuple[Job, ...]:
     jobs = slurm.read_jobs()
     numbers = [choose_job(name, jobs).number for name in names]
     for attempt in range(_ATTEMPTS + 1):
-        jobs = slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)
         running = [job for job in jobs if job.name in names and not job.is_ending]
         if not running:
             known = {job.number: job for job in jobs}
@@ -75,6 +74,7 @@ def cancel(*names: str) -> tuple[Job, ...]:
         if attempt < _ATTEMPTS:
             slurm.cancel_jobs([job.number for job in running])
             time.sleep(SAVE_SECONDS)
+            jobs = slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS)
     left = ", ".join(sorted({job.name for job in running}))
     raise OrchestratorError(f"the controller forgot {_ATTEMPTS} times that guest {left} is to be ended", "repeat the command")
 
