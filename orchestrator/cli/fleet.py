@@ -31,21 +31,8 @@ def fleet() -> None:
 
 
 for command in (
-    submit,
-    submit_all,
-    list_guests,
-    show,
-    logs,
-    cancel,
-    hosts,
-    drain,
-    resume,
-    requeue,
-    orphans,
-    metrics,
-    draw_map,
-    step,
-):
+    submit, submit_all, list_guests, show, logs, cancel, hosts, drain, resume, requeue, orphans, metrics, draw_map, step,
+):  # fmt: skip
     fleet.add_command(command)
 
 

@@ -19,7 +19,7 @@ from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.saved import is_saved
-from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS, Use
+from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS
 from orchestrator.fleet.submit import NO_QUOTA, select_job, submit, submit_once, wait_until_orphans_ended
 from orchestrator.fleet.wish import Wish, check_deadline, check_room, read_wish
 
@@ -208,9 +208,8 @@ def _check(wishes: Sequence[Wish], quota: Quota) -> None:
         check_room(wish, nodes)
         check_deadline(wish)
     if wishes and (tenant := wishes[0].tenant):
-        uses = [wish.use for wish in wishes]
-        own = Use(0, sum(use.cores for use in uses), sum(use.memory for use in uses), sum(use.vfs for use in uses))
-        check_quota(tenant, quota, own, slurm.read_tenant_uses(tenant))
+        first, *others = (wish.use for wish in wishes)
+        check_quota(tenant, quota, first, [*others, *slurm.read_tenant_uses(tenant)])
 
 
 def _index(outcomes: Iterable[Outcome]) -> dict[str, Outcome]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from itertools import product
@@ -24,10 +25,7 @@ def expand(text: str) -> list[str]:
     names: list[str] = []
     for part in _PART.findall(text):
         pieces = [_list_numbers(numbers, text) if numbers else [fixed] for numbers, fixed in _PIECE.findall(part)]
-        size = 1
-        for piece in pieces:
-            size *= len(piece)
-        if len(names) + size > MAX_NAMES:
+        if len(names) + math.prod(map(len, pieces)) > MAX_NAMES:
             raise RequestError(f"{text!r} has more than {MAX_NAMES} names", "correct the range")
         names += ("".join(chosen) for chosen in product(*pieces))
     return names
