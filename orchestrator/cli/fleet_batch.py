@@ -32,8 +32,8 @@ def submit_all(
 
     All guests are checked before the first is submitted; if one is refused, none is submitted. The command returns 6 s after the
     last submission, when the controller has saved them; with --tenant after 12 s. Repeating it with the same ids, or the same
-    --id, never starts a guest twice. Exit status 1 if a guest was not submitted, could not be
-    started, or with --wait is not ready.
+    --id, never starts a guest twice. Exit status 1 if a guest was not submitted, could not be started, or with --wait is not
+    ready.
     """
     check_wait(wait=wait, timeout=timeout)
     if prefix == "":  # such as that of a variable that is not set; a new one for each command would start guests again

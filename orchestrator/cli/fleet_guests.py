@@ -18,7 +18,7 @@ quotas_option = click.option(
     "--quotas", type=click.Path(path_type=Path), default="/etc/nohype/fleet.toml", show_default=True, metavar="FILE",
     help="File with the quotas of the tenants.",
 )  # fmt: skip
-tenant_option = click.option("--tenant", metavar="NAME", help="Count the guest against the quota of this tenant.")
+tenant_option = click.option("--tenant", metavar="NAME", help="Count what is submitted against the quota of this tenant.")
 
 
 def wait_options(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -11,8 +11,10 @@ VF, NVME = "vf", "nvme"
 
 
 def count_gres(name: str, text: str) -> int:
-    """Of a list such as ``vf:4,nvme:2``. A job requests ``gres:vf:1``, in newer versions ``gres/vf=1``; without files it has
-    ``nvme(CNT:2)``.
+    """The number of a resource in a list such as ``vf:4,nvme:2``; 0 if the list does not have it.
+
+    A request of a job is printed as ``gres:vf:1``, in newer versions as ``gres/vf=1``. What a job has of a resource without files
+    is printed as ``nvme(CNT:2)``.
     """
     match = re.search(rf"(?:^|,)(?:gres[:/])?{name}(?:[:=]|\(CNT:)(\d+)", text)
     return int(match[1]) if match else 0
