@@ -63,6 +63,7 @@ class FakeHypervisor:
         self._host = host
         self._folder = host.path / _GUESTS
         self._ended: Callable[[UUID, EndCause], None] | None = None
+        self._callbacks: list[threading.Thread] = []
         self.domains = FakeDomains(host)
         self.deaf: set[str] = set()
         self.broken: set[str] = set()
@@ -223,6 +224,12 @@ class FakeHypervisor:
         """See Hypervisor: the callback comes in a thread of its own."""
         self._ended = ended
 
+    def wait_for_callbacks(self, timeout: float) -> None:
+        """Until what was told of ends of guests is handled. A test that ends before removes the files of the host meanwhile."""
+        deadline = time.monotonic() + timeout
+        for thread in self._callbacks:
+            thread.join(max(0, deadline - time.monotonic()))
+
     def _end_if_there(self, uuid: UUID, how: EndCause) -> None:
         with self._host.changing("hypervisor end", f"{uuid} {how}"):
             guest = self._find(uuid)
@@ -240,7 +247,9 @@ class FakeHypervisor:
             for tid in range(guest["pid"], guest["pid"] + len(guest["pins"]) + 2):
                 shutil.rmtree(self._host.path / f"proc/{tid}", ignore_errors=True)
         if self._ended:
-            threading.Thread(target=self._ended, args=(uuid, how), daemon=True).start()
+            thread = threading.Thread(target=self._ended, args=(uuid, how), daemon=True)
+            self._callbacks.append(thread)
+            thread.start()
 
     def _find_doubles(self, guest: dict[str, Any], others: list[dict[str, Any]]) -> list[str]:
         found = []

@@ -121,6 +121,7 @@ def serve(
         server.should_exit = True
         thread.join(60)
         manager.close()
+        world.hypervisor.wait_for_callbacks(30)
         ledger.close()
         assert not thread.is_alive()
 

@@ -24,6 +24,7 @@ def opened(world: World) -> Iterator[tuple[GuestService, Ledger]]:
     world.hypervisor.watch_ends(manager.reconciler.on_guest_ended)
     yield manager, ledger
     manager.close()  # a scheduled restart must not outlive the test
+    world.hypervisor.wait_for_callbacks(30)
 
 
 @pytest.fixture
