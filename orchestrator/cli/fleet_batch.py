@@ -18,13 +18,19 @@ from orchestrator.errors import RequestError
 @click.command("submit-all")
 @click.argument("file", type=click.File("rb"))
 @click.option("--id", "prefix", metavar="ID", help="Prefix of ids: a guest without an id gets ID:NAME.  [default: a new one]")
+@click.option(
+    "--only-missing",
+    is_flag=True,
+    help="Leave guests as they are whose name the fleet has, with any id; submit those that are missing or have ended.",
+)
 @tenant_option
 @quotas_option
 @wait_options("the guests have reported ready; those that end before are errors")
 @json_option
 def submit_all(
-    file: BinaryIO, *, prefix: str | None, tenant: str | None, quotas: Path, wait: bool, timeout: float | None, as_json: bool
-) -> int:
+    file: BinaryIO, *, prefix: str | None, only_missing: bool, tenant: str | None, quotas: Path, wait: bool,
+    timeout: float | None, as_json: bool,
+) -> int:  # fmt: skip
     """Submit all guests of a file to the fleet.
 
     FILE, or - for standard input, is a JSON list with one object per guest: the fields of a request to the manager (see the API),
@@ -32,8 +38,9 @@ def submit_all(
 
     All guests are checked before the first is submitted; if one is refused, none is submitted. The command returns 6 s after the
     last submission, when the controller has saved them; with --tenant after 12 s. Repeating it with the same ids, or the same
-    --id, never starts a guest twice. Exit status 1 if a guest was not submitted, could not be started, or with --wait is not
-    ready.
+    --id, never starts a guest twice. A guest that has ended, or was refused because the controller was killed, needs a new id:
+    give another --id, and --only-missing. Exit status 1 if a guest was not submitted, could not be started, or with --wait is
+    not ready.
     """
     check_wait(wait=wait, timeout=timeout)
     if prefix == "":  # such as that of a variable that is not set; a new one for each command would start guests again
@@ -48,7 +55,7 @@ def submit_all(
     quota = () if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)
     if any(wish.guest_id.startswith(f"{prefix}:") for wish in wishes):
         click.echo(f"to repeat the command: --id {prefix}", err=True)
-    outcomes = work.submit_batch(wishes, *quota)
+    outcomes = work.submit_batch(wishes, *quota, only_missing=only_missing)
     if wait:
         outcomes = work.wait_batch(outcomes, timeout)
     if as_json:

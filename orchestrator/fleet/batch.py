@@ -75,10 +75,13 @@ def read_batch(text: str, prefix: str = "", tenant: str = "") -> tuple[Wish, ...
     return wishes
 
 
-def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outcome, ...]:
+def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_missing: bool = False) -> tuple[Outcome, ...]:
     """Submits guests of one tenant, or of the operators, and returns when the controller cannot forget them any more.
 
     An error of a single guest after the checks is its outcome. A repeated call submits only what the fleet does not have.
+
+    Args:
+        only_missing: a guest of the same name and tenant that has not ended counts as the one that is wanted, whatever its id.
 
     Raises:
         NoRoom: no node can ever have one of the guests. As with all errors here, no guest was submitted.
@@ -89,6 +92,8 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA) -> tuple[Outco
     """
     slurm.check_version()
     known = slurm.read_jobs()
+    if only_missing:
+        wishes = _adopt_ids(wishes, known)
     _check_ids(wishes, known)
     jobs = _group(known)
     found = [select_job(wish, jobs[wish.request.name]) for wish in wishes]
@@ -192,6 +197,14 @@ def _group(jobs: Iterable[Job]) -> dict[str, list[Job]]:
     for job in jobs:
         found[job.name].append(job)
     return found
+
+
+def _adopt_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> tuple[Wish, ...]:
+    """The wishes, with the ids of the guests that the fleet has: what is done for a repeated submission is done for them."""
+    ids = {(job.name, job.tenant): job.guest_id for job in jobs if not job.has_ended}
+    return tuple(
+        replace(wish, fields={**wish.fields, "id": ids.get((wish.request.name, wish.tenant), wish.guest_id)}) for wish in wishes
+    )
 
 
 def _check_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> None:

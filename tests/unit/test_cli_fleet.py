@@ -77,7 +77,7 @@ BATCH = '[{"name": "a", "memory": "64M", "image": "minimal"}, {"name": "b", "id"
 
 
 def run_batch(monkeypatch: pytest.MonkeyPatch, text: bytes | str, *words: str) -> Result:
-    def submit_batch(wishes: tuple[wishes.Wish, ...], *_: object) -> tuple[batch.Outcome, ...]:
+    def submit_batch(wishes: tuple[wishes.Wish, ...], *_: object, **__: object) -> tuple[batch.Outcome, ...]:
         first, *others = (batch.Outcome(wish.request.name, wish.guest_id, 1, "PENDING") for wish in wishes)
         return (first, *(replace(one, job=0, state="", error="no room") for one in others))
 

@@ -91,6 +91,25 @@ def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_of(controller) == ["a", "b", "c", "d"]
 
 
+def test_only_guests_that_are_missing_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others keep their ids. A guest of another tenant is another guest."""
+    controller = Controller(monkeypatch)
+    batch.submit_batch(batch.read_batch(write("runs", "ended", "refused"), "run-1"))
+    ended, refused = (job for job in controller.jobs if job.name != "runs")
+    controller.change(ended.number, state="COMPLETED")
+    controller.change(refused.number, state="FAILED", note="already started")
+    wishes = batch.read_batch(write("runs", "ended", "refused", "new"), "run-2")
+    for _ in range(2):
+        outcomes = batch.submit_batch(wishes, only_missing=True)
+        assert [one.guest_id for one in outcomes] == ["run-1:runs", "run-2:ended", "run-2:refused", "run-2:new"]
+        assert not [one.error for one in outcomes if one.error]
+        assert names_of(controller) == ["ended", "new", "refused", "runs"]
+    with pytest.raises(Conflict, match="another guest runs"):
+        batch.submit_batch(batch.read_batch(write("runs"), "run-3", "acme"), only_missing=True)
+    with pytest.raises(Conflict, match="another guest runs"):
+        batch.submit_batch(wishes)
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
