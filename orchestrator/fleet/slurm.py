@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -23,6 +23,7 @@ QUERY_SECONDS = 30.0
 SUBMIT_SECONDS = 60.0
 CONTROLLER_SECONDS = 60.0
 """Time for a controller that restarts."""
+JOB_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 SAVE_SECONDS = 6.0
 """The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured)."""
 _RETRY_SECONDS = 1.0
@@ -225,8 +226,9 @@ def submit_job(options: Sequence[str], script: str) -> int:
 
     The acknowledgement is not durable: a controller that is killed within 5 s forgets the job.
     """
-    clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "TZ=UTC0"]
-    text = _run([*clean, "sbatch", "--parsable", *options], script, SUBMIT_SECONDS)
+    # sbatch passes all variables on to the job; of the caller's some are options.
+    variables = {"PATH": JOB_PATH, "TZ": "UTC0"}
+    text = _run(["sbatch", "--parsable", *options], script, SUBMIT_SECONDS, env=variables, inherits=False)
     match = _SUBMITTED.fullmatch(text.strip())
     if not match:
         raise CommandError(f"sbatch printed {text.strip()!r} instead of the number of a job")
@@ -268,9 +270,12 @@ def retry(call: Callable[[], Value], seconds: float) -> Value:
     return waiting.retry(call, (Unreachable,), timeout=seconds, interval=_RETRY_SECONDS)
 
 
-def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS, *, needs_output: bool = False) -> str:
+def _run(
+    words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS, *, needs_output: bool = False,
+    env: Mapping[str, str] = _ENVIRONMENT, inherits: bool = True,
+) -> str:  # fmt: skip
     try:
-        done = run(words, timeout=seconds, input=text, check=False, env=_ENVIRONMENT)
+        done = run(words, timeout=seconds, input=text, check=False, env=env, inherits=inherits)
     except CommandError as error:
         if "is not installed" in error.message:
             raise CommandError(f"Slurm's command {words[0]} is not installed", "install the package slurm-client") from None
@@ -278,18 +283,15 @@ def _run(words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS, *
     if done.status == 0 and (done.stdout or not needs_output):
         return done.stdout
     reason = " ".join(done.stderr.split()) or f"exit status {done.status}"
-    if done.status == 127 or "No such file or directory" in reason and "env:" in reason:
-        raise CommandError("Slurm's command sbatch is not installed", "install the package slurm-client")
     if _UNREACHABLE.search(reason):
         raise Unreachable(
             f"Slurm's controller does not respond: {reason}", "check `systemctl status slurmctld` on the controller"
         )
-    command = next(word for word in words if word.startswith("s"))
     if "Invalid user id" in reason:
-        raise Forbidden(f"{command}: {reason}", "run the command as root, or as the account SlurmUser of the controller")
+        raise Forbidden(f"{words[0]}: {reason}", "run the command as root, or as the account SlurmUser of the controller")
     if "Invalid job id" in reason:
-        raise NotFound(f"{command}: {reason}", "run `nohype fleet list`")
-    raise CommandError(f"{command}: {reason}", "check `scontrol ping`, `sinfo -R` and the log of slurmctld")
+        raise NotFound(f"{words[0]}: {reason}", "run `nohype fleet list`")
+    raise CommandError(f"{words[0]}: {reason}", "check `scontrol ping`, `sinfo -R` and the log of slurmctld")
 
 
 def _clean(text: str) -> str:

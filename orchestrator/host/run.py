@@ -30,6 +30,7 @@ def run(
     timeout: float = 60,
     input: str = "",
     env: Mapping[str, str] | None = None,
+    inherits: bool = True,
     cwd: Path | None = None,
     log: Path | None = None,
     check: bool = True,
@@ -39,13 +40,15 @@ def run(
     Args:
         timeout: seconds after which the process group is killed.
         env: variables added to the inherited environment.
+        inherits: False for a program that has no variables but ``env``, which needs PATH then.
         log: file to which stdout and stderr are appended; the result then has neither.
     """
     words = [str(word) for word in argv]
     output: IO[bytes] | int = log.open("ab") if log else subprocess.PIPE
     try:
         errors = subprocess.STDOUT if log else subprocess.PIPE
-        process = _popen(words, stdin=subprocess.PIPE, stdout=output, stderr=errors, env=env, cwd=cwd)
+        variables = {**(os.environ if inherits else {}), **(env or {})}
+        process = _popen(words, stdin=subprocess.PIPE, stdout=output, stderr=errors, env=variables, cwd=cwd)
         try:
             out, err = process.communicate(input.encode(), timeout=timeout)
         except BaseException as error:
@@ -74,15 +77,15 @@ def spawn(
     with log.open("ab") as output:
         return _popen(
             [str(word) for word in argv], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env=env, pass_fds=tuple(pass_fds), start_new_session=new_session,
+            env={**os.environ, **(env or {})}, pass_fds=tuple(pass_fds), start_new_session=new_session,
         )  # fmt: skip
 
 
-def _popen(words: list[str], *, env: Mapping[str, str] | None, **options: Any) -> subprocess.Popen[bytes]:
+def _popen(words: list[str], **options: Any) -> subprocess.Popen[bytes]:
     options.setdefault("start_new_session", True)
     try:
         with serving_cpu.left():
-            return subprocess.Popen(words, env={**os.environ, **(env or {})}, **options)
+            return subprocess.Popen(words, **options)
     except FileNotFoundError:
         raise CommandError(f"`{words[0]}` is not installed", "install the dependencies with `make setup`") from None
     except OSError as error:

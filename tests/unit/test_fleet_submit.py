@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -358,9 +360,18 @@ def test_missing_slurm_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(CommandError, match="Slurm's command sinfo is not installed"):
         slurm.check_version()
-    answer(monkeypatch, lambda: Completed(127, "", "env: 'sbatch': No such file or directory"))
-    with pytest.raises(CommandError, match="Slurm's command sbatch is not installed"):
-        slurm.submit_job([], "")
+
+
+def test_sbatch_gets_none_of_the_variables_of_the_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as SBATCH_EXCLUSIVE, which is an option, and secrets, which the job would have."""
+    program = tmp_path / "sbatch"
+    program.write_text(f"#!/bin/sh\nenv > {tmp_path}/variables\necho 7\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("SBATCH_EXCLUSIVE", "1")
+    monkeypatch.setattr(slurm, "JOB_PATH", f"{tmp_path}:{os.defpath}")
+    assert slurm.submit_job([], "") == 7
+    names = {line.partition("=")[0] for line in (tmp_path / "variables").read_text().splitlines()}
+    assert names - {"PWD", "_", "SHLVL"} == {"PATH", "TZ"}
 
 
 @pytest.mark.parametrize(
