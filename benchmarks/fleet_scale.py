@@ -20,13 +20,12 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +33,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fleet_scale_played import PORT
+from fleet_scale_played import PORT, SCONTROL_PORT
 
 from orchestrator.client.host_shapes import Host
 from orchestrator.fleet.configuration import Address, build_common, build_gres_lines, build_node_lines, build_start
@@ -55,7 +54,14 @@ SAVED = 15.0
 START_SECONDS = 25.0
 """From the start of the controller it starts no guest for 20 s."""
 IDLE_LIMIT, START_LIMIT, RESTART_LIMIT = 1.0, 15.0, 3.0
-COSTS = "/run/nohype/costs"
+START_SLURMDS = """\
+for i in $(seq -f %04g 1 $0); do
+    unshare --pid --fork --kill-child --mount-proc bash -c 'slurmd -N h$0; sleep infinity & wait' $i > /dev/null 2>&1 &
+done
+"""
+"""Each in a PID namespace, as it has its own host: slurmstepd reads /proc of all processes."""
+COSTS, NEVER = "/run/nohype/costs", "/run/nohype/never"
+"""The second is a FIFO, from which a job script that waits reads."""
 _ASK = """\
 exec 3<>/dev/tcp/127.0.0.1/{port}
 printf '{request}' {words} >&3
@@ -66,7 +72,11 @@ read -r line <&3
 
 @dataclass
 class Result:
-    """Times are of time.time(), durations in seconds."""
+    """Times are of time.time(), durations in seconds.
+
+    Attributes:
+        controller: CPU time while all guests were submitted and started, ``machine`` that of all programs.
+    """
 
     started_slurmds: float = 0.0
     memory: float = 0.0
@@ -78,6 +88,8 @@ class Result:
     cancelled: float = 0.0
     idle: float = 0.0
     job_memory: float = 0.0
+    controller: float = 0.0
+    machine: float = 0.0
     requested: dict[str, float] = field(default_factory=dict)
     deleted: dict[str, float] = field(default_factory=dict)
     costs: dict[str, list[float]] = field(default_factory=dict)
@@ -107,42 +119,48 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Re
     result, names = Result(), [f"guest{number:04}" for number in range(guests)]
     for name in ("etc", "run", "run/records"):
         (folder / name).mkdir()
-    (folder / "run/records").chmod(0o777)
+    os.mkfifo(folder / "run/never")
+    for name in ("records", "never"):
+        (folder / "run" / name).chmod(0o777)
     write_files(folder, survey(folder), hosts, steps, files)
     devices = [str(vf) for vf in build_nodes(json.loads((folder / "host.json").read_text()), "h0001")[0].vfs]
-    with hold_root(folder, devices, {}) as holder, played(folder, holder, hosts) as manager:
+    with hold_root(folder, devices, {}) as holder, ExitStack() as stack:
         cluster = Cluster(holder, folder, (), [str(Path(sys.executable).with_name("nohype"))])
         cluster.start()
-        begin = time.time()
+        manager = stack.enter_context(played(cluster, hosts))
+        began = time.time()
         used = read_used()
-        cluster.run("sh", "-c", f"for i in $(seq -f %04g 1 {hosts}); do slurmd -N h$i || exit 1; done", timeout=1800)
+        cluster.run("bash", "-c", START_SLURMDS, str(hosts), timeout=1800)
         cluster.wait_for(lambda: count_nodes(cluster, "idle") == hosts, "all nodes are idle", timeout=600)
         result.command = measure_command(cluster)
-        result.started_slurmds, result.memory = time.time() - begin, read_used() - used
+        result.started_slurmds, result.memory = time.time() - began, read_used() - used
         time.sleep(START_SECONDS)
         for number in range(SINGLE):
             result.singles[f"single{number}"] = time.time()
             submit(cluster, [f"single{number}"])
         cancel(cluster, hosts)
+        begin = read_controller(cluster), read_machine()
         result.first = time.time()
         submit(cluster, names)
         cluster.wait_for(lambda: count_running(cluster) == guests, "all guests run", timeout=900)
+        result.controller, result.machine = read_controller(cluster) - begin[0], read_machine() - begin[1]
         result.last = read_last_submission(cluster)
         for _ in range(3):
             time.sleep(SAVED)
             cluster.kill_controller()
-            begin = time.time()
+            began = time.time()
             cluster.run("slurmctld")
             cluster.wait_for(lambda: count_running(cluster) == guests, "all guests are shown", timeout=300)
-            result.restarts.append(time.time() - begin)
+            result.restarts.append(time.time() - began)
         time.sleep(SAVED)
         if steps == "nohype":
             result.job_memory = read_memory(cluster)
         result.cancelled = time.time()
         cancel(cluster, hosts)
         result.idle = time.time()
-        manager.terminate()
+        assert manager.stdin
         assert manager.stdout
+        manager.stdin.close()
         found = json.loads(manager.stdout.read())
         result.requested, result.deleted = found["requested"], found["deleted"]
         for line in cluster.run("cat", COSTS, check=False).stdout.splitlines():
@@ -186,7 +204,11 @@ def write_files(folder: Path, host: Host, count: int, steps: str, files: str) ->
 
 def build_bash() -> dict[str, str]:
     """Prolog and job script ask the controller for the allocation, as the real ones do."""
-    ask = "job=$(scontrol show job --details $SLURM_JOB_ID)\n"
+
+    def scontrol(command: str) -> str:
+        return f'exec 3<>/dev/tcp/127.0.0.1/{SCONTROL_PORT}\necho "{command}" >&3\nread -r job <&3\n'
+
+    ask = scontrol("show job $SLURM_JOB_ID")
 
     def call(method: str, status: int, path: str = "", body: str = "") -> str:
         words = "$SLURMD_NODENAME " + (f'"{path}" ' if path else "") + (f'${{#{body}}} "${body}"' if body else "")
@@ -194,15 +216,13 @@ def build_bash() -> dict[str, str]:
         return _ASK.format(port=PORT, request=request + "\\r\\n" + ("%s" if body else ""), words=words, status=status)
 
     record = "/run/nohype/records/$SLURM_JOB_ID"
-    entry = build_comment("", [make_entry(What.STARTED, "guest runs")])
-    report = (
-        '[[ $job =~ Comment=([^[:space:]]+) ]]\nscontrol update JobId=$SLURM_JOB_ID Comment="${BASH_REMATCH[1]}"'
-        + f"{shlex.quote(entry)}\n"
-    )
+    entry = build_comment("", [make_entry(What.STARTED, "guest runs")]).replace(" ", "_")  # scontrol splits lines at spaces
+    update = scontrol("update JobId=$SLURM_JOB_ID Comment=${BASH_REMATCH[1]}" + entry)
+    report = f"[[ $job =~ Comment=([^[:space:]]+) ]]\n{update}"
     name = "[[ $job =~ JobName=([^[:space:]]+) ]]\n"
     scripts = {
         "prolog": f"{ask}{name}{call('GET', 200)}echo ${{BASH_REMATCH[1]}} > {record}\n",
-        "job": f"read -r request\n{ask}{call('POST', 201, body='request')}exec 3>&-\n{report}exec sleep infinity\n",
+        "job": f"read -r request\n{ask}{call('POST', 201, body='request')}exec 3>&-\n{report}read -r <> {NEVER}\n",
         "epilog": f"read -r name < {record} || exit 0\n{call('DELETE', 204, '$name')}rm {record}\n",
         "check": "exit 0\n",
     }
@@ -223,19 +243,15 @@ def build_real() -> dict[str, str]:
 
 
 @contextmanager
-def played(folder: Path, holder: int, hosts: int) -> Iterator[subprocess.Popen[str]]:
-    """The played managers, in the network namespace of the fleet."""
-    (folder / "run/costs").touch()
-    (folder / "run/costs").chmod(0o666)
+def played(cluster: Cluster, hosts: int) -> Iterator[subprocess.Popen[str]]:
+    """The played managers, beside the controller."""
+    (cluster.folder / "run/costs").touch()
+    (cluster.folder / "run/costs").chmod(0o666)
     script = Path(__file__).with_name("fleet_scale_played.py")
-    words = ["nsenter", f"--target={holder}", "--net", sys.executable, str(script), str(folder / "run")]
-    with subprocess.Popen([*words, str(folder / "host.json"), str(hosts)], stdout=subprocess.PIPE, text=True) as manager:
+    with cluster.open(sys.executable, script, cluster.folder / "run", cluster.folder / "host.json", str(hosts)) as manager:
         assert manager.stdout
         assert manager.stdout.readline() == "ready\n"
-        try:
-            yield manager
-        finally:
-            manager.terminate()
+        yield manager
 
 
 def submit(cluster: Cluster, names: Sequence[str]) -> None:
@@ -289,6 +305,20 @@ def read_used() -> float:
     return (int(fields["MemTotal"].split()[0]) - int(fields["MemAvailable"].split()[0])) / 2**20
 
 
+def read_controller(cluster: Cluster) -> float:
+    """CPU seconds of slurmctld and of the scripts that it has run."""
+    text = cluster.run("sh", "-c", "cat /proc/[0-9]*/stat", check=False).stdout
+    found = [line.rpartition(") ") for line in text.splitlines()]
+    own = (fields.split()[11:15] for name, _, fields in found if name.partition("(")[2] in ("slurmctld", "slurmscriptd"))
+    return sum(int(ticks) for times in own for ticks in times) / os.sysconf("SC_CLK_TCK")
+
+
+def read_machine() -> float:
+    """CPU seconds of this machine that were used, by all programs (proc_stat(5))."""
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
 def describe_machine() -> str:
     words = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
@@ -309,6 +339,7 @@ def report(result: Result, guests: int) -> bool:
         f" (limit {IDLE_LIMIT:g})",
         f"{guests} guests submitted in {delay:.0f} s; {len(asked)} requested of the managers, the last {max(asked):.1f} s after"
         f" the start of the command (limit {START_LIMIT:g}), {max(asked) - delay:.0f} s after the last was submitted",
+        f"CPU time for {guests} guests: {result.controller:.1f} s of the controller, {result.machine:.1f} s of the whole machine",
         f"controller killed, until all guests are shown: {shown} s (limit {RESTART_LIMIT:g})",
         f"cancelled: {len(ended)} guests deleted in {max(ended):.1f} s, all hosts idle after"
         f" {result.idle - result.cancelled:.1f} s",

@@ -3,20 +3,28 @@
     python fleet_scale_played.py FOLDER HOST_JSON COUNT
 
 It is played: it stores guests in memory, checks nothing and starts nothing. Each host has the socket FOLDER/hNNNN.sock. Steps of
-bash, which cannot connect to a Unix socket, use port 8000, with the path /hNNNN/v1/... . When it ends, it prints as JSON when
-each guest was requested and deleted, in seconds of time.time().
+bash, which cannot connect to a Unix socket, use port 8000, with the path /hNNNN/v1/... . When its standard input is closed, it
+prints as JSON when each guest was requested and deleted, in seconds of time.time(), and ends.
+
+Steps of bash send commands of scontrol to port 8001, one per connection; the response is one line, with the name and the comment
+of the job. Some scontrols that keep running pass the commands on: the controller receives the same requests, and the start of a
+scontrol, for which each host of a fleet has CPUs of its own, does not use those of this machine.
 """
 
 import asyncio
 import json
-import signal
+import os
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-PORT = 8000
+PORT, SCONTROL_PORT = 8000, 8001
+_SCONTROLS = 8
+_PROMPT = b"scontrol: "
+_INPUTRC = Path("/run/nohype/inputrc")
+"""In the line that scontrol reads, the separator of a comment would be the key that undoes the last change (readline(3))."""
 Guests = dict[str, dict[str, Any]]
 _MISSING = {"title": "not found", "status": 404, "detail": "no such guest", "code": "not-found"}
 
@@ -89,17 +97,67 @@ def _read_cpus(text: str) -> list[int]:
     return [cpu for first, _, last in bounds for cpu in range(int(first), int(last or first) + 1)]
 
 
+class Scontrols:
+    """They are started by the first command: there must be a controller by then."""
+
+    def __init__(self) -> None:
+        self._left = _SCONTROLS
+        self._free: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            words = (await self._run(await reader.readline())).split()
+            writer.write(b" ".join(word for word in words if word.startswith((b"JobName=", b"Comment="))) + b"\n")
+            await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    async def _run(self, line: bytes) -> bytes:
+        if self._free.empty() and self._left:
+            self._left -= 1
+            process = await _start_scontrol()
+        else:
+            process = await self._free.get()
+        try:
+            return await _ask(process, line)
+        finally:
+            self._free.put_nowait(process)
+
+
+async def _start_scontrol() -> asyncio.subprocess.Process:
+    pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "INPUTRC": str(_INPUTRC)}
+    process = await asyncio.create_subprocess_exec(
+        "scontrol", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environment
+    )
+    assert process.stdout
+    await process.stdout.readuntil(_PROMPT)
+    await _ask(process, b"details\n")
+    return process
+
+
+async def _ask(process: asyncio.subprocess.Process, line: bytes) -> bytes:
+    """The output: scontrol repeats the line before it, and prints its prompt after it."""
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(line)
+    output = await process.stdout.readuntil(_PROMPT)
+    return output.removeprefix(line).removesuffix(_PROMPT)
+
+
 async def main(folder: Path, host: bytes, count: int) -> None:
     names = [f"h{number:04}" for number in range(1, count + 1)]
-    played, over = Played(host, names), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    played = Played(host, names)
+    _INPUTRC.write_text('"\\C-_": self-insert\n')
     for name in names:
         path = folder / f"{name}.sock"
         await asyncio.start_unix_server(partial(played.serve, name), path)
         path.chmod(0o666)
     await asyncio.start_server(partial(played.serve, ""), "127.0.0.1", PORT, backlog=4096)
+    await asyncio.start_server(Scontrols().serve, "127.0.0.1", SCONTROL_PORT, backlog=4096)
     print("ready", flush=True)
-    await over.wait()
+    await asyncio.to_thread(sys.stdin.read)
     print(json.dumps({"requested": played.requested, "deleted": played.deleted}), flush=True)
 
 

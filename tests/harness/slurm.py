@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Cluster:
     def run(self, *words: str | Path, check: bool = True, timeout: float = 120, input: str = "") -> Completed:
         """As root."""
         return run([*self._enter, *words], check=check, timeout=timeout, input=input)
+
+    def open(self, *words: str | Path) -> subprocess.Popen[str]:
+        """Starts a program, as root, whose input and output are pipes. To end it, close its input: nsenter is its parent."""
+        return subprocess.Popen([*self._enter, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def nohype(self, *words: str, check: bool = True, timeout: float = 300, input: str = "") -> Completed:
         """As the account that submits guests."""
