@@ -23,6 +23,7 @@ from tests.harness.slurm import Cluster, FleetHost
 CONTROLLER, SLURMD, MANAGER, MANAGER_AT_POINT, SCRIPT = "controller", "slurmd", "manager", "manager at a change", "job script"
 _IN_FLIGHT, _MOST_GUESTS = 5, 10
 _POINTS = 150
+_REQUESTS = ((), (), ("--cores", "2"), ("--disk", ""))
 _DOWN_SECONDS = 2.0
 _WATCH_SECONDS = 0.3
 _GUESTS, _GUESTS_SECONDS = (0, 2, 4, 6), 15.0
@@ -43,7 +44,7 @@ class Outcome:
         drained: why Slurm took nodes out of use; they were resumed.
         lost: confirmed guests that have ended without a reason, or that the controller forgot.
         doubled: guests that ran on two hosts, or were started again after they were confirmed.
-        orphaned: guests without a running job when all had settled, and running jobs without their guest.
+        orphaned: guests without a running job when all had settled, running jobs without a guest, and what is left at the end.
         shared: places that were given twice.
     """
 
@@ -140,7 +141,7 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
                 break
             while sum(not done.done() for done in submits.values()) < _IN_FLIGHT and len(cluster.guests()) < _MOST_GUESTS:
                 name = next(names)
-                submits[name] = pool.submit(_submit, cluster, watch, name, rng.choice((1, 1, 2)))
+                submits[name] = pool.submit(_submit, cluster, watch, name, rng.choice(_REQUESTS))
                 time.sleep(rng.uniform(0, 0.5))
             enough = rng.choice(_GUESTS)
             wait_until(lambda enough=enough: len(cluster.guests()) >= enough, timeout=_GUESTS_SECONDS, interval=0.2)  # type: ignore[misc]
@@ -174,13 +175,13 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
             if done.status and not done.stderr
         ]
         _end_all(cluster)
-        outcome.orphaned += _find_records(cluster)
+        outcome.orphaned += [*_find_records(cluster), *_find_left(cluster)]
     return outcome
 
 
-def _submit(cluster: Cluster, watch: Watch, name: str, cores: int) -> tuple[Completed, int]:
+def _submit(cluster: Cluster, watch: Watch, name: str, request: tuple[str, ...]) -> tuple[Completed, int]:
     """The result, and how often the guest had been started when the command returned."""
-    words = ("--memory", "64M", "--image", "minimal", "--cores", str(cores))
+    words = ("--memory", "64M", "--image", "minimal", *request)
     done = cluster.nohype("fleet", "submit", name, *words, check=False)
     return done, watch.count_starts(name)
 
@@ -257,3 +258,15 @@ def _find_records(cluster: Cluster) -> list[str]:
     """Which guests' Epilogs have not succeeded."""
     wait_until(lambda: not cluster.find_records(), timeout=120, interval=1)
     return [f"record {path} is left" for path in cluster.find_records()]
+
+
+def _find_left(cluster: Cluster) -> list[str]:
+    """Guests that the managers still have: their disks were not wiped."""
+
+    def read() -> list[str]:
+        return [
+            f"{host.name}: {guest['name']} is {guest['state']}" for host in cluster.hosts for guest in host.served.client.guests()
+        ]
+
+    wait_until(lambda: not read(), timeout=120, interval=1)
+    return read()
