@@ -64,11 +64,14 @@ def config(
     the files differ from what the host has.
     """
     node, files = load_fleet("node"), load_fleet("configuration")
-    nodes = node.build_nodes(client.host(), files.check_host_name(host), Size.parse(page_size) if page_size else None)
+    found = client.host()
+    nodes = node.build_nodes(found, files.check_host_name(host), Size.parse(page_size) if page_size else None)
+    for text in node.find_left_out(found, nodes):
+        click.echo(f"not offered to the fleet: {text}", err=True)
     networks = [network["name"] for network in client.networks()]
     if checked:
-        found = [(checked / name).read_text(errors="replace") for name in (files.NODES_FILE, files.GRES_FILE)]
-        differences = files.find_differences(nodes, host, *found, networks)
+        written = [(checked / name).read_text(errors="replace") for name in (files.NODES_FILE, files.GRES_FILE)]
+        differences = files.find_differences(nodes, host, *written, networks)
         if as_json:
             print_json({"host": host, "differences": list(differences)})
         else:

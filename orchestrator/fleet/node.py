@@ -8,10 +8,10 @@ reserved CPUs by its own numbering, which starts at the first core of the host a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.client.host_shapes import CoreUse, Host
+from orchestrator.client.host_shapes import Host
 from orchestrator.errors import HostError, RequestError
 from orchestrator.fleet.apart import share_slots
 from orchestrator.values import CpuSet, PciAddress, Size
@@ -96,16 +96,16 @@ def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[F
         page_size: of the huge pages that the fleet uses; None for the only size that the host has.
 
     Raises:
-        HostError: the host cannot have a guest of the fleet, or its cores differ in their threads.
+        HostError: the host cannot have a guest of the fleet.
         RequestError: the host has pages of several sizes, and ``page_size`` is None.
     """
     size = page_size.bytes if page_size else _find_page_size(host)
-    by_numa = {numa: tuple(_list_cores(host["cores"], numa)) for numa in sorted({core["node"] for core in host["cores"]})}
+    by_numa = {numa: _choose_cores(_list_cores(host, numa)) for numa in _list_numa(host)}
     is_single = len(by_numa) == 1
     nodes = tuple(
         FleetNode(
-            name if is_single else f"{name}-n{numa}", numa, cores, _count_threads(cores, numa), _count_memory(host, numa, size),
-            size, tuple(_list_vfs(host, numa, is_first=numa == min(by_numa))),
+            name if is_single else f"{name}-n{numa}", numa, cores, len(cores[0]), _count_memory(host, numa, size), size,
+            tuple(_list_vfs(host, numa, is_first=numa == min(by_numa))),
             disks=tuple(_list_disks(host, numa, is_first=numa == min(by_numa))), emulates_disks=host["emulated_disks"],
         )
         for numa, cores in by_numa.items() if cores
@@ -115,6 +115,23 @@ def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[F
     if not usable:
         raise HostError(f"host {name} cannot have a guest of the fleet: {_explain(nodes, Size(size), has_edge=has_edge)}", _HINT)
     return tuple(replace(node, slots=share_slots(number, len(usable))) for number, node in enumerate(usable))
+
+
+def find_left_out(host: Host, nodes: Iterable[FleetNode]) -> tuple[str, ...]:
+    """Which cores that the manager gives to guests are in none of the nodes of the host, and why: one sentence per NUMA node."""
+    return tuple(_find_left_out(host, {node.numa: node for node in nodes}))
+
+
+def _find_left_out(host: Host, nodes: Mapping[int, FleetNode]) -> Iterator[str]:
+    for numa in _list_numa(host):
+        cores = _list_cores(host, numa)
+        if numa not in nodes and cores:
+            yield f"NUMA node {numa}: it has no huge pages of the fleet's size, or neither VFs nor a software edge"
+        elif numa in nodes and (others := CpuSet.of(cpu for core in cores for cpu in core if core not in nodes[numa].cores)):
+            yield (
+                f"CPUs {others} of NUMA node {numa}: Slurm requires the same number of threads in all cores of a node, and most"
+                f" have {nodes[numa].threads}"
+            )
 
 
 _HINT = "isolate cores, reserve huge pages and create the VFs when the host boots, see docs/fleet.md; `nohype survey` shows them"
@@ -137,22 +154,25 @@ def _find_page_size(host: Host) -> int:
     return sizes[0] if sizes else Size.parse("2M").bytes
 
 
-def _list_cores(cores: Iterable[CoreUse], numa: int) -> Iterator[CpuSet]:
-    """In Slurm's order: by socket, then by the first CPU of the core."""
-    found = [(core["socket"], min(CpuSet.parse(core["cpus"])), core) for core in cores if core["node"] == numa]
-    for _, _, core in sorted(found, key=lambda item: item[:2]):
-        if core["use"] not in _NOT_FOR_GUESTS:
-            yield CpuSet.parse(core["cpus"])
+def _list_numa(host: Host) -> list[int]:
+    return sorted({core["node"] for core in host["cores"]})
 
 
-def _count_threads(cores: tuple[CpuSet, ...], numa: int) -> int:
-    counts = sorted({len(core) for core in cores})
-    if len(counts) > 1:
-        numbers = " and ".join(map(str, counts))
-        raise HostError(
-            f"cores of NUMA node {numa} have {numbers} threads; Slurm requires the same number", "leave SMT on or off for all"
-        )
-    return counts[0]
+def _list_cores(host: Host, numa: int) -> tuple[CpuSet, ...]:
+    """Those that guests can own, in Slurm's order: by socket, then by the first CPU of the core."""
+    found = [(core["socket"], min(CpuSet.parse(core["cpus"])), core) for core in host["cores"] if core["node"] == numa]
+    return tuple(
+        CpuSet.parse(core["cpus"])
+        for _, _, core in sorted(found, key=lambda item: item[:2])
+        if core["use"] not in _NOT_FOR_GUESTS
+    )
+
+
+def _choose_cores(cores: Sequence[CpuSet]) -> tuple[CpuSet, ...]:
+    """Those of the number of threads that has most CPUs: a CPU can be offline, and some processors have two kinds of core."""
+    sizes = sorted({len(core) for core in cores}, reverse=True)
+    groups = [tuple(core for core in cores if len(core) == size) for size in sizes]
+    return max(groups, key=lambda group: sum(map(len, group)), default=())
 
 
 def _count_memory(host: Host, numa: int, size: int) -> int:

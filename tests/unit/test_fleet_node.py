@@ -22,7 +22,7 @@ from orchestrator.fleet.configuration import (
     check_host_name,
     find_differences,
 )
-from orchestrator.fleet.node import build_nodes, find_host
+from orchestrator.fleet.node import build_nodes, find_host, find_left_out
 from orchestrator.fleet.steps import check_configuration
 from orchestrator.values import CpuSet, PciAddress, Size
 
@@ -138,12 +138,35 @@ def test_node_without_vfs_has_the_feature_edge_only_with_a_software_edge() -> No
     [
         (host(core("0", use="housekeeping"), core("1", use="unusable")), "no core is isolated"),
         (host(core("2"), pages=[(0, _2M, "housekeeping", 5)]), "no huge pages of 2M"),
-        (host(core("2-3"), core("4")), "1 and 2 threads"),
     ],
 )
 def test_host_that_cannot_have_a_guest_is_refused(bad: Any, message: str) -> None:
     with pytest.raises(HostError, match=message):
         build_nodes(bad, "a")
+
+
+@pytest.mark.parametrize(
+    ("cores", "offered", "left_out"),
+    [
+        (("2-3", "4", "6-7"), ["2-3", "6-7"], "CPUs 4 of NUMA node 0"),  # CPU 5 is offline
+        (("0-1", "2-3", "4", "5", "6", "7", "8"), ["4", "5", "6", "7", "8"], "CPUs 0-3 of NUMA node 0"),  # two kinds of core
+        (("2-3", "4-5"), ["2-3", "4-5"], ""),
+    ],
+)
+def test_cores_with_another_number_of_threads_are_left_out(cores: tuple[str, ...], offered: list[str], left_out: str) -> None:
+    found = host(*map(core, cores))
+    (node,) = build_nodes(found, "a")
+    assert list(map(str, node.cores)) == offered
+    assert node.map_cpus(CpuSet.parse(f"0-{node.threads - 1}")) == node.cores[0]
+    texts = find_left_out(found, [node])
+    assert [text.split(":")[0] for text in texts] == ([left_out] if left_out else [])
+
+
+def test_numa_node_that_cannot_have_a_guest_is_left_out_with_the_reason() -> None:
+    found = host(core("2"), core("3", node=1), pages=[(0, _2M, "free", 512)])
+    (node,) = build_nodes(found, "a")
+    assert node.name == "a-n0"
+    assert ["NUMA node 1: it has no huge pages" in text for text in find_left_out(found, [node])] == [True]
 
 
 def test_page_size_must_be_chosen_if_there_are_several() -> None:
