@@ -127,6 +127,13 @@ def test_batch_is_submitted_once_and_cancelled_together(cluster: Cluster) -> Non
         assert [(one["name"], one["error"]) for one in json.loads(done.stdout)] == [(name, "") for name in names]
         cluster.wait_for(lambda: sorted(cluster.guests()) == names, "the guests")
     assert all(len(hosts) == 1 for hosts in cluster.guests().values())
+    ended = names[:2]
+    cluster.nohype("fleet", "cancel", *ended, "--wait", "--timeout", "120")
+    again = cluster.nohype("fleet", "submit-all", "-", "--id", "batch-2", "--only-missing", "--json", input=text)
+    assert [one["guest_id"] for one in json.loads(again.stdout)] == [
+        f"batch-{2 if name in ended else 1}:{name}" for name in names
+    ]
+    cluster.wait_for(lambda: sorted(cluster.guests()) == names, "the guests")
     too_big = json.dumps([*json.loads(text), {"name": "big", "memory": "64G", "image": "minimal"}]).replace("many", "more")
     refused = cluster.nohype("fleet", "submit-all", "-", check=False, input=too_big)
     assert refused.status == 1
