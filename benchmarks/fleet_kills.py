@@ -56,6 +56,7 @@ def report(outcome: Outcome, seconds: float) -> None:
     states = ", ".join(f"{state.lower()} {count}" for state, count in outcome.ended.most_common())
     print(f"{sum(outcome.kills.values())} kills in {seconds:.0f} s: {kinds}")
     print(f"guests: {outcome.submitted} submitted, {outcome.started} starts, {outcome.cancelled} cancelled; at the end: {states}")
+    print(f"not started, with a message: {len(outcome.not_started)} {' '.join(outcome.not_started)}")
     for title, found in (
         ("lost", outcome.lost), ("doubled", outcome.doubled), ("orphaned", outcome.orphaned),
         ("places given twice", outcome.shared), ("other errors", outcome.errors), ("nodes taken out of use", outcome.drained),

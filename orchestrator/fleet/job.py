@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.fleet.journal import Entry
+from orchestrator.fleet.journal import Entry, What
 
 ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
@@ -15,6 +16,8 @@ _EXPLANATIONS = {
     "DEADLINE": "not started in time before its --deadline",
     "NODE_FAIL": "the host did not respond to the controller any more",
 }
+_NOT_STARTED = "its host has not reported a start: the guest was cancelled before, or slurmd lost the controller just then"
+"""slurmd ends a job if it cannot confirm with the controller that it starts the job (measured)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Job:
         node: empty while it waits.
         reason: why it waits, or why it has ended.
         guest_id: the caller's own id of the guest, which outlives the job's number.
-        note: why the guest was refused by its host, or has failed there.
+        note: why the guest was refused by its host, or has failed or was not started there.
         submitted: UTC, ISO 8601, as are ``started`` and ``ended``, which are empty before.
         entries: what its host reported.
         tenant: Slurm's account; empty for a guest of the operators.
@@ -59,3 +62,12 @@ class Job:
     def is_ending(self) -> bool:
         """Also while the Epilog runs."""
         return self.has_ended or self.state == "COMPLETING"
+
+
+def find_note(state: str, node: str, entries: Sequence[Entry]) -> str:
+    """The last report of a refusal or failure, or that there is none of a start; otherwise empty."""
+    for entry in reversed(entries):
+        if entry.what in (What.REFUSED, What.FAILED):
+            return entry.text
+    is_started = any(entry.what == What.STARTED for entry in entries)
+    return _NOT_STARTED if state == "CANCELLED" and node and not is_started else ""

@@ -11,8 +11,8 @@ from orchestrator import waiting
 from orchestrator.errors import CommandError, Forbidden, NotFound, OrchestratorError
 from orchestrator.fleet.apart import parse_slots
 from orchestrator.fleet.gres import NVME, VF, count_gres, parse_indexes
-from orchestrator.fleet.job import ENDED, Job
-from orchestrator.fleet.journal import Entry, What, build_comment, parse_comment
+from orchestrator.fleet.job import ENDED, Job, find_note
+from orchestrator.fleet.journal import Entry, build_comment, parse_comment
 from orchestrator.host.run import run
 from orchestrator.values import NAME, CpuSet, Size
 
@@ -143,7 +143,7 @@ def parse_jobs(text: str) -> Iterator[Job]:
         number, state, node, name, tenant, priority, *times, reason, comment = (*line.split("|", 10), *[""] * 10)[:11]
         if number.isdigit():
             guest_id, entries = parse_comment(_clean(comment))
-            note = next((entry.text for entry in reversed(entries) if entry.what in (What.REFUSED, What.FAILED)), "")
+            note = find_note(state, node, entries)
             submitted, started, ended = map(_read_time, times)
             yield Job(
                 int(number), state, node, name, _clean(reason), guest_id, note, submitted, started if node else "",

@@ -26,6 +26,7 @@ _POINTS = 150
 _REQUESTS = ((), (), ("--cores", "2"), ("--disk", ""))
 _DOWN_SECONDS = 2.0
 _WATCH_SECONDS = 0.3
+_NOT_STARTED = "its host has not reported a start"
 _GUESTS, _GUESTS_SECONDS = (0, 2, 4, 6), 15.0
 """Guests that run at the next kill, if they do so within this time: a controller that is killed often forgets most guests."""
 
@@ -41,6 +42,7 @@ class Outcome:
         started: starts of guests, as the hypervisors have seen them.
         cancelled: guests of which a cancellation was requested.
         ended: guests by the state of their last job.
+        not_started: confirmed guests that Slurm ended before their host started them, as their note says.
         drained: why Slurm took nodes out of use; they were resumed.
         lost: confirmed guests that have ended without a reason, or that the controller forgot.
         doubled: guests that ran on two hosts, or were started again after they were confirmed.
@@ -54,6 +56,7 @@ class Outcome:
     started: int = 0
     cancelled: int = 0
     ended: Counter[str] = field(default_factory=Counter)
+    not_started: list[str] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -166,6 +169,10 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
         shown = {job["name"]: job for job in json.loads(cluster.nohype("fleet", "list", "--json").stdout)}
         outcome.ended = Counter(job["state"] for job in shown.values())
         for name, (result, starts) in results.items():
+            if result.status == 0 and shown.get(name, {}).get("note", "").startswith(_NOT_STARTED):
+                outcome.not_started.append(name)
+                if watch.lives.get(name) and name not in cancels and name not in killed:
+                    outcome.lost.append(f"{name} has run, and its note says that no start was reported")
             outcome.lost += _find_loss(name, result, shown.get(name), expected=name in cancels or name in killed)
             if result.status == 0 and (again := watch.lives.get(name, [])[max(1, starts) :]):
                 outcome.doubled.append(f"{name} was started again after it was confirmed: {again}")

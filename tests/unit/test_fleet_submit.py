@@ -83,6 +83,25 @@ def test_nodes_are_read() -> None:
     assert [node.is_drained for node in (first, second, third)] == [False, True, False]
 
 
+@pytest.mark.parametrize(
+    ("state", "node", "what", "is_explained"),
+    [
+        ("CANCELLED", "a", None, True),
+        ("CANCELLED", "a", What.WAITING, True),
+        ("CANCELLED", "a", What.STARTED, False),
+        ("CANCELLED", "", None, False),
+        ("RUNNING", "a", None, False),
+    ],
+)
+def test_guest_that_slurm_ended_before_its_start_is_explained(
+    state: str, node: str, what: What | None, *, is_explained: bool
+) -> None:
+    """slurmd cancels a job if it has lost the controller just then; no program of ours runs that could report it."""
+    comment = journal.build_comment("order-1", [journal.make_entry(what, "text")] if what else [])
+    (job,) = slurm.parse_jobs(f"7|{state}|{node}|web|(null)|10|N/A|N/A|N/A|Prolog|{comment}\n")
+    assert ("has not reported a start" in job.note, "has not reported a start" in job.explanation) == (is_explained,) * 2
+
+
 def test_jobs_are_read_with_their_notes() -> None:
     comment = journal.build_comment("order-1", [journal.make_entry(What.FAILED, "no image | with\na bar")])
     time = "2026-11-27T09:40:0{}".format
