@@ -267,7 +267,7 @@ def find_abandoned_records(folder: Path) -> tuple[Record, ...]:
 
 def summarize(error: OrchestratorError) -> str:
     """One line for Slurm's log and the note of the job."""
-    return " ".join(str(error).split())
+    return "; ".join(" ".join(text.split()) for text in (error.message, error.hint) if text)
 
 
 def drain(node_name: str, reason: str) -> None:

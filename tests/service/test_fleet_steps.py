@@ -61,6 +61,17 @@ def record() -> Record:
     return Record(NODE, JOB, "web", "order-1")
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (HostError("the manager\ndoes not respond", "start it"), "the manager does not respond; start it"),
+        (HostError("the manager does not respond"), "the manager does not respond"),
+    ],
+)
+def test_error_is_one_line(error: OrchestratorError, line: str) -> None:
+    assert steps.summarize(error) == line
+
+
 def test_prolog_admits_a_job_and_records_its_guest(site: steps.Site) -> None:
     assert steps.run_prolog(site, NODE, JOB) == record()
     assert steps.run_prolog(site, NODE, JOB) == record()  # Slurm may run it again
