@@ -13,14 +13,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from orchestrator.errors import CommandError, Conflict, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.errors import CommandError, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS
-from orchestrator.fleet.submit import NO_QUOTA, select_job, submit, submit_once, wait_until_orphans_ended
+from orchestrator.fleet.submit import NO_QUOTA, check_ids, select_job, submit, submit_once, wait_until_orphans_ended
 from orchestrator.fleet.wish import Wish, check_deadline, check_room, read_wish
 
 _WORKERS = 4
@@ -94,7 +94,7 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_missin
     known = slurm.read_jobs()
     if only_missing:
         wishes = _adopt_ids(wishes, known)
-    _check_ids(wishes, known)
+    check_ids(wishes, known)
     jobs = _group(known)
     found = [select_job(wish, jobs[wish.request.name]) for wish in wishes]
     new = [wish for wish, job in zip(wishes, found, strict=True) if not job]
@@ -205,14 +205,6 @@ def _adopt_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> tuple[Wish, ...]:
     return tuple(
         replace(wish, fields={**wish.fields, "id": ids.get((wish.request.name, wish.tenant), wish.guest_id)}) for wish in wishes
     )
-
-
-def _check_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> None:
-    """An id that was used for another guest would be refused at the start only (`configuration.build_start`)."""
-    names = {job.guest_id: job.name for job in jobs}
-    for wish in wishes:
-        if (other := names.get(wish.guest_id, wish.request.name)) != wish.request.name:
-            raise Conflict(f"id {wish.guest_id} of guest {wish.request.name} is that of guest {other}", "choose another id")
 
 
 def _check(wishes: Sequence[Wish], quota: Quota) -> None:

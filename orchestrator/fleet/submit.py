@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.errors import Conflict, NotFound, OrchestratorError, QuotaExceeded
 from orchestrator.fleet import slurm
@@ -25,7 +25,7 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> Job:
     Raises:
         NoRoom: no node can ever have the guest; ``reasons`` has one sentence per node.
         QuotaExceeded: the guest and the other guests of its tenant exceed the quota; the guest is not in the fleet.
-        Conflict: the fleet has another guest of this name.
+        Conflict: the fleet has another guest of this name, or of this id.
         OrchestratorError: the controller does not respond, or it is not known whether the guest runs; the message says which.
     """
     slurm.check_version()
@@ -33,6 +33,7 @@ def submit(wish: Wish, quota: Quota = NO_QUOTA) -> Job:
         if (job := _find(wish)) and is_saved(job):
             return _release(wish, quota, job)
         if not job:
+            check_ids((wish,), slurm.read_jobs())
             if wish.tenant:
                 check_quota(wish.tenant, quota, wish.use, slurm.read_tenant_uses(wish.tenant))
             check_room(wish, slurm.read_nodes())
@@ -97,6 +98,17 @@ def select_job(wish: Wish, jobs: Sequence[Job]) -> Job | None:
         _cancel_waiting(own[1:])
         return own[0]
     return None
+
+
+def check_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> None:
+    """Raises Conflict if a guest of another name has one of the ids: the controller would refuse it at its start only.
+
+    See `configuration.build_start`.
+    """
+    names = {job.guest_id: job.name for job in jobs}
+    for wish in wishes:
+        if (other := names.get(wish.guest_id, wish.request.name)) != wish.request.name:
+            raise Conflict(f"id {wish.guest_id} of guest {wish.request.name} is that of guest {other}", "choose another id")
 
 
 def _release(wish: Wish, quota: Quota, job: Job) -> Job:

@@ -308,6 +308,15 @@ def test_name_of_another_guest_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     assert submit.submit(wishes.read_wish(FIELDS)).number == 1
 
 
+def test_id_of_another_guest_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of one that has ended: the controller would refuse it when it starts."""
+    controller = FakeController(monkeypatch)
+    controller.add(5, state="COMPLETED")
+    with pytest.raises(Conflict, match="id order-1 of guest db is that of guest web"):
+        submit.submit(wishes.read_wish({**FIELDS, "name": "db"}))
+    assert not controller.submitted
+
+
 def test_of_two_guests_that_come_at_the_same_time_the_first_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     controller = FakeController(monkeypatch)
     controller.sleep = lambda seconds: controller.add(0, "order-0")  # type: ignore[method-assign]
