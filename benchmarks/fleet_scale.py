@@ -1,9 +1,9 @@
 """Submits, starts and cancels 1,000 guests on 1,000 hosts, and restarts the controller meanwhile; all on this machine.
 
     .venv/bin/python benchmarks/fleet_scale.py [--hosts 1000] [--guests 1000] [--steps bash|nohype]
-        [--files ranges|lines] [--plot FILE]
+        [--files ranges|lines] [--release here|debian13] [--plot FILE]
 
-Requires root. Munge, slurmctld and one slurmd per host are real (Slurm 22.05). The managers are played by one process, which
+Requires root. Munge, slurmctld and one slurmd per host are real. The managers are played by one process, which
 stores guests in memory and starts nothing (fleet_scale_played.py). Guests are submitted by `nohype fleet submit-all`, with one
 command for all of them.
 
@@ -12,6 +12,7 @@ command for all of them.
     --steps nohype    the real steps, for fewer guests: prints their CPU time and memory; with --files lines
     --files ranges    all hosts in one line of nohype-nodes.conf and gres.conf, as Slurm allows for equal hosts
     --files lines     as `nohype fleet config` writes them; each program of Slurm reads 5 lines per host
+    --release         whose Slurm: that of this machine's release, or that of Debian 13 in a root of its own; with --steps bash
 
 Exits with 1 if a guest was not started or not ended, or if a limit is missed.
 """
@@ -44,7 +45,7 @@ from tests.fakes.server import Server
 from tests.harness.api_server import serve
 from tests.harness.crash import World
 from tests.harness.slurm import USER, Cluster
-from tests.harness.slurm_root import hold_root
+from tests.harness.slurm_root import HERE, RELEASES, System, build_system, hold_root
 
 ADDRESS, FIRST_PORT = "10.77.0.1", 20001
 SERVER = Server(cores=8, nodes=1, vfs=4, pages=512)
@@ -78,6 +79,7 @@ class Result:
         controller: CPU time while all guests were submitted and started, ``machine`` that of all programs.
     """
 
+    version: str = ""
     started_slurmds: float = 0.0
     memory: float = 0.0
     command: float = 0.0
@@ -103,19 +105,20 @@ def main() -> int:
     parser.add_argument("--steps", choices=("bash", "nohype"), default="bash")
     parser.add_argument("--files", choices=("ranges", "lines"), default="ranges")
     parser.add_argument("--plot", type=Path, default=Path("build/benchmarks/fleet_scale.png"))
+    parser.add_argument("--release", choices=RELEASES, default=HERE)
     options = parser.parse_args()
     before = os.getloadavg()[0]
     with TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)
-        result = measure(folder, options.hosts, options.guests, options.steps, options.files)
-    print(f"{options.hosts} hosts, {options.guests} guests, steps: {options.steps}, files: {options.files}")
+        result = measure(folder, options.hosts, options.guests, options.steps, options.files, build_system(options.release))
+    print(f"{result.version}, {options.hosts} hosts, {options.guests} guests, steps: {options.steps}, files: {options.files}")
     print(f"load before {before:.1f}, after {os.getloadavg()[0]:.1f}; {describe_machine()}")
     good = report(result, options.guests)
     draw(result, options, options.plot)
     return not good
 
 
-def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Result:
+def measure(folder: Path, hosts: int, guests: int, steps: str, files: str, system: System) -> Result:
     result, names = Result(), [f"guest{number:04}" for number in range(guests)]
     for name in ("etc", "run", "run/records"):
         (folder / name).mkdir()
@@ -124,9 +127,10 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str) -> Re
         (folder / "run" / name).chmod(0o777)
     write_files(folder, survey(folder), hosts, steps, files)
     devices = [str(vf) for vf in build_nodes(json.loads((folder / "host.json").read_text()), "h0001")[0].vfs]
-    with hold_root(folder, devices, {}) as holder, ExitStack() as stack:
-        cluster = Cluster(holder, folder, (), [str(Path(sys.executable).with_name("nohype"))])
+    with hold_root(folder, devices, {}, system) as holder, ExitStack() as stack:
+        cluster = Cluster(holder, folder, (), system.program)
         cluster.start()
+        result.version = cluster.read_version()
         manager = stack.enter_context(played(cluster, hosts))
         began = time.time()
         used = read_used()
@@ -248,7 +252,7 @@ def played(cluster: Cluster, hosts: int) -> Iterator[subprocess.Popen[str]]:
     (cluster.folder / "run/costs").touch()
     (cluster.folder / "run/costs").chmod(0o666)
     script = Path(__file__).with_name("fleet_scale_played.py")
-    with cluster.open(sys.executable, script, cluster.folder / "run", cluster.folder / "host.json", str(hosts)) as manager:
+    with cluster.open("python3", script, cluster.folder / "run", cluster.folder / "host.json", str(hosts)) as manager:
         assert manager.stdout
         assert manager.stdout.readline() == "ready\n"
         yield manager
