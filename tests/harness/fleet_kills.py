@@ -42,7 +42,7 @@ class Outcome:
         started: starts of guests, as the hypervisors have seen them.
         cancelled: guests of which a cancellation was requested.
         ended: guests by the state of their last job.
-        not_started: confirmed guests that Slurm ended before their host started them, as their note says.
+        not_started: confirmed guests that Slurm ended before their host started them, without a cancellation, as their note says.
         drained: why Slurm took nodes out of use; they were resumed.
         lost: confirmed guests that have ended without a reason, or that the controller forgot.
         doubled: guests that ran on two hosts, or were started again after they were confirmed.
@@ -169,11 +169,12 @@ def run_kills(cluster: Cluster, rounds: int, seed: int, say: Callable[[str], obj
         shown = {job["name"]: job for job in json.loads(cluster.nohype("fleet", "list", "--json").stdout)}
         outcome.ended = Counter(job["state"] for job in shown.values())
         for name, (result, starts) in results.items():
-            if result.status == 0 and shown.get(name, {}).get("note", "").startswith(_NOT_STARTED):
+            expected, note = name in cancels or name in killed, shown.get(name, {}).get("note", "")
+            if result.status == 0 and note.startswith(_NOT_STARTED) and not expected:
                 outcome.not_started.append(name)
-                if watch.lives.get(name) and name not in cancels and name not in killed:
+                if watch.lives.get(name):
                     outcome.lost.append(f"{name} has run, and its note says that no start was reported")
-            outcome.lost += _find_loss(name, result, shown.get(name), expected=name in cancels or name in killed)
+            outcome.lost += _find_loss(name, result, shown.get(name), expected=expected)
             if result.status == 0 and (again := watch.lives.get(name, [])[max(1, starts) :]):
                 outcome.doubled.append(f"{name} was started again after it was confirmed: {again}")
         outcome.errors += [
