@@ -107,6 +107,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=Path("build/benchmarks/fleet_scale.png"))
     parser.add_argument("--release", choices=RELEASES, default=HERE)
     options = parser.parse_args()
+    if options.steps == "nohype" and options.release != HERE:
+        parser.error("--steps nohype requires the Slurm of this machine's release")
     before = os.getloadavg()[0]
     with TemporaryDirectory(dir="/var/tmp") as name:
         folder = Path(name)

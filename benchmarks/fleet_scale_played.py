@@ -109,7 +109,7 @@ class Scontrols:
             words = (await self._run(await reader.readline())).split()
             writer.write(b" ".join(word for word in words if word.startswith((b"JobName=", b"Comment="))) + b"\n")
             await writer.drain()
-        except ConnectionError:
+        except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
@@ -120,16 +120,15 @@ class Scontrols:
             process = await _start_scontrol()
         else:
             process = await self._free.get()
-        try:
-            return await _ask(process, line)
-        finally:
-            self._free.put_nowait(process)
+        answer = await _ask(process, line)
+        self._free.put_nowait(process)
+        return answer
 
 
 async def _start_scontrol() -> asyncio.subprocess.Process:
     pipe, environment = asyncio.subprocess.PIPE, {**os.environ, "INPUTRC": str(_INPUTRC)}
     process = await asyncio.create_subprocess_exec(
-        "scontrol", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.STDOUT, env=environment
+        "scontrol", stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=environment
     )
     assert process.stdout
     await process.stdout.readuntil(_PROMPT)
@@ -138,7 +137,10 @@ async def _start_scontrol() -> asyncio.subprocess.Process:
 
 
 async def _ask(process: asyncio.subprocess.Process, line: bytes) -> bytes:
-    """The output: scontrol repeats the line before it, and prints its prompt after it."""
+    """The output: scontrol repeats the line before it, and prints its prompt after it.
+
+    Raises IncompleteReadError if scontrol has ended.
+    """
     assert process.stdin
     assert process.stdout
     process.stdin.write(line)

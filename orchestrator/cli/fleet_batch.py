@@ -19,16 +19,16 @@ from orchestrator.errors import RequestError
 @click.argument("file", type=click.File("rb"))
 @click.option("--id", "prefix", metavar="ID", help="Prefix of ids: a guest without an id gets ID:NAME.  [default: a new one]")
 @click.option(
-    "--only-missing",
+    "--only-ended",
     is_flag=True,
-    help="Leave guests as they are whose name the fleet has, with any id; submit those that are missing or have ended.",
+    help="Submit guests again that have ended, and leave those as they are that wait or run, whatever their ids are.",
 )
 @tenant_option
 @quotas_option
 @wait_options("the guests have reported ready; those that end before are errors")
 @json_option
 def submit_all(
-    file: BinaryIO, *, prefix: str | None, only_missing: bool, tenant: str | None, quotas: Path, wait: bool,
+    file: BinaryIO, *, prefix: str | None, only_ended: bool, tenant: str | None, quotas: Path, wait: bool,
     timeout: float | None, as_json: bool,
 ) -> int:  # fmt: skip
     """Submit all guests of a file to the fleet.
@@ -39,7 +39,7 @@ def submit_all(
     All guests are checked before the first is submitted; if one is refused, none is submitted. The command returns 6 s after the
     last submission, when the controller has saved them; with --tenant after 12 s. Repeating it with the same ids, or the same
     --id, never starts a guest twice. A guest that has ended, or was refused because the controller was killed, needs a new id:
-    give another --id, and --only-missing. Exit status 1 if a guest was not submitted, could not be started, or with --wait is
+    give another --id, and --only-ended. Exit status 1 if a guest was not submitted, could not be started, or with --wait is
     not ready.
     """
     check_wait(wait=wait, timeout=timeout)
@@ -55,7 +55,7 @@ def submit_all(
     quota = () if tenant is None else (load_fleet("quota").read_quota(quotas, tenant),)
     if any(wish.guest_id.startswith(f"{prefix}:") for wish in wishes):
         click.echo(f"to repeat the command: --id {prefix}", err=True)
-    outcomes = work.submit_batch(wishes, *quota, only_missing=only_missing)
+    outcomes = work.submit_batch(wishes, *quota, only_ended=only_ended)
     if wait:
         outcomes = work.wait_batch(outcomes, timeout)
     if as_json:

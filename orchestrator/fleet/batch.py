@@ -8,15 +8,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import CommandError, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
+from orchestrator.fleet.again import find_left
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.job import Job
+from orchestrator.fleet.outcome import Outcome
 from orchestrator.fleet.quota import Quota, check_quota
 from orchestrator.fleet.saved import is_saved
 from orchestrator.fleet.slurm import CONTROLLER_SECONDS, SAVE_SECONDS
@@ -42,20 +44,6 @@ class Constraints(BaseModel):
     requeue: bool = False
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a guest.
-
-    ``error`` says why it is not in the fleet (then ``job`` is 0), not known or not ready, or was refused or failed on its host.
-    """
-
-    name: str
-    guest_id: str
-    job: int = 0
-    state: str = ""
-    error: str = ""
-
-
 def read_batch(text: str, prefix: str = "", tenant: str = "") -> tuple[Wish, ...]:
     """Reads a JSON list of requests, each an object with the fields of a guest's request and of `Constraints`.
 
@@ -75,30 +63,38 @@ def read_batch(text: str, prefix: str = "", tenant: str = "") -> tuple[Wish, ...
     return wishes
 
 
-def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_missing: bool = False) -> tuple[Outcome, ...]:
+def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_ended: bool = False) -> tuple[Outcome, ...]:
     """Submits guests of one tenant, or of the operators, and returns when the controller cannot forget them any more.
 
     An error of a single guest after the checks is its outcome. A repeated call submits only what the fleet does not have.
 
     Args:
-        only_missing: a guest of the same name and tenant that has not ended counts as the one that is wanted, whatever its id.
+        only_ended: submit guests again that have ended, and leave the others of these names as they are, whatever their ids are.
 
     Raises:
         NoRoom: no node can ever have one of the guests. As with all errors here, no guest was submitted.
         QuotaExceeded: the guests and the other guests of the tenant exceed the quota together.
         Conflict: the fleet has another guest of one of the names, or has one of the ids under another name.
+        NotFound: with ``only_ended``, the fleet does not know one of the guests, which could run without being known.
         RequestError: one of the guests cannot end by its deadline.
         OrchestratorError: the controller does not respond. If guests may have been submitted, the message states this.
     """
     slurm.check_version()
     known = slurm.read_jobs()
-    if only_missing:
-        wishes = _adopt_ids(wishes, known)
-    check_ids(wishes, known)
+    done = find_left(wishes, known) if only_ended else {}
+    done |= _submit_wishes([wish for wish in wishes if wish.guest_id not in done], quota, known)
+    return tuple(done[wish.guest_id] for wish in wishes)
+
+
+def _submit_wishes(wishes: Sequence[Wish], quota: Quota, known: Sequence[Job]) -> dict[str, Outcome]:
+    """Outcomes by the ids of the wishes. ``known``: all jobs, oldest first."""
     jobs = _group(known)
+    check_ids(wishes, known)
     found = [select_job(wish, jobs[wish.request.name]) for wish in wishes]
     new = [wish for wish, job in zip(wishes, found, strict=True) if not job]
     _check(new, quota)
+    if not wishes:
+        return {}
     try:
         return _submit_all(wishes, new, quota, saved=not new and all(is_saved(job) for job in found if job))
     except slurm.Unreachable:
@@ -106,7 +102,7 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_missin
         raise CommandError(what, "repeat the command with the same --id: no guest is started twice") from None
 
 
-def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota, *, saved: bool) -> tuple[Outcome, ...]:
+def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota, *, saved: bool) -> dict[str, Outcome]:
     """``new``: those that the fleet does not have; ``saved``: it cannot forget any of the others. Raises Unreachable."""
     done: dict[str, Outcome] = {}
 
@@ -121,7 +117,7 @@ def _submit_all(wishes: Sequence[Wish], new: Sequence[Wish], quota: Quota, *, sa
         done |= _index(_submit_forgotten(find_left(), pool))
         jobs = _group(slurm.retry(slurm.read_jobs, CONTROLLER_SECONDS))
         done |= _index(pool.map(lambda wish: _complete(wish, quota, jobs[wish.request.name]), find_left()))
-    return tuple(done[wish.guest_id] for wish in wishes)
+    return done
 
 
 def wait_batch(outcomes: Sequence[Outcome], seconds: float | None = None) -> tuple[Outcome, ...]:
@@ -197,14 +193,6 @@ def _group(jobs: Iterable[Job]) -> dict[str, list[Job]]:
     for job in jobs:
         found[job.name].append(job)
     return found
-
-
-def _adopt_ids(wishes: Iterable[Wish], jobs: Iterable[Job]) -> tuple[Wish, ...]:
-    """The wishes, with the ids of the guests that the fleet has: what is done for a repeated submission is done for them."""
-    ids = {(job.name, job.tenant): job.guest_id for job in jobs if not job.has_ended}
-    return tuple(
-        replace(wish, fields={**wish.fields, "id": ids.get((wish.request.name, wish.tenant), wish.guest_id)}) for wish in wishes
-    )
 
 
 def _check(wishes: Sequence[Wish], quota: Quota) -> None:

@@ -11,12 +11,16 @@ ENDED = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT")
 )
 """States of a job whose guest has ended."""
+_AFTER_START = (What.STARTED, What.READY, What.READY_BY_SSH, What.ENDED)
+"""Entries of which one is left if the oldest were dropped."""
 _EXPLANATIONS = {
     "TIMEOUT": "the time of the guest (--minutes or --deadline) is over",
     "DEADLINE": "not started in time before its --deadline",
     "NODE_FAIL": "the host did not respond to the controller any more",
 }
-_NOT_STARTED = "its host has not reported a start: the guest was cancelled before, or slurmd lost the controller just then"
+_NOT_STARTED = (
+    "its host has not reported a start: the guest was cancelled before, or slurmd lost the controller just then; use another id"
+)
 """slurmd ends a job if it cannot confirm with the controller that it starts the job (measured)."""
 
 
@@ -69,5 +73,5 @@ def find_note(state: str, node: str, entries: Sequence[Entry]) -> str:
     for entry in reversed(entries):
         if entry.what in (What.REFUSED, What.FAILED):
             return entry.text
-    is_started = any(entry.what == What.STARTED for entry in entries)
-    return _NOT_STARTED if state == "CANCELLED" and node and not is_started else ""
+    has_started = any(entry.what in _AFTER_START for entry in entries)
+    return _NOT_STARTED if state == "CANCELLED" and node and not has_started else ""

@@ -33,7 +33,7 @@ class FleetNode:
         name: Slurm's NodeName.
         numa: number of the NUMA node.
         cores: the CPUs of each core that guests can own, by Slurm's core index.
-        threads: SMT threads per core.
+        threads: CPUs of each core for Slurm: its SMT threads, or 1 if the cores of the host differ.
         memory: MiB of huge pages that guests can own.
         page_size: bytes.
         vfs: PCI addresses, by Slurm's index of the resource.
@@ -101,10 +101,11 @@ def build_nodes(host: Host, name: str, page_size: Size | None = None) -> tuple[F
     """
     size = page_size.bytes if page_size else _find_page_size(host)
     by_numa = {numa: _choose_cores(_list_cores(host, numa)) for numa in _list_numa(host)}
+    threads = _count_threads(host)
     is_single = len(by_numa) == 1
     nodes = tuple(
         FleetNode(
-            name if is_single else f"{name}-n{numa}", numa, cores, len(cores[0]), _count_memory(host, numa, size), size,
+            name if is_single else f"{name}-n{numa}", numa, cores, threads, _count_memory(host, numa, size), size,
             tuple(_list_vfs(host, numa, is_first=numa == min(by_numa))),
             disks=tuple(_list_disks(host, numa, is_first=numa == min(by_numa))), emulates_disks=host["emulated_disks"],
         )
@@ -128,9 +129,10 @@ def _find_left_out(host: Host, nodes: Mapping[int, FleetNode]) -> Iterator[str]:
         if numa not in nodes and cores:
             yield f"NUMA node {numa}: it has no huge pages of the fleet's size, or neither VFs nor a software edge"
         elif numa in nodes and (others := CpuSet.of(cpu for core in cores for cpu in core if core not in nodes[numa].cores)):
+            count = len(nodes[numa].cores[0])
             yield (
-                f"CPUs {others} of NUMA node {numa}: Slurm requires the same number of threads in all cores of a node, and most"
-                f" have {nodes[numa].threads}"
+                f"CPUs {others} of NUMA node {numa}: the cores of a guest have the same number of threads, and the cores with"
+                f" {count} have most of the CPUs"
             )
 
 
@@ -173,6 +175,16 @@ def _choose_cores(cores: Sequence[CpuSet]) -> tuple[CpuSet, ...]:
     sizes = sorted({len(core) for core in cores}, reverse=True)
     groups = [tuple(core for core in cores if len(core) == size) for size in sizes]
     return max(groups, key=lambda group: sum(map(len, group)), default=())
+
+
+def _count_threads(host: Host) -> int:
+    """Threads per core of the nodes; if the cores of the host differ, each core is one CPU for Slurm.
+
+    slurmd divides the CPUs of the machine by its cores, without a remainder: on a machine with SMT and one offline CPU it finds
+    one thread per core, and the controller refuses a node with more (xcpuinfo.c of Slurm; not tested on such a machine).
+    """
+    counts = {len(CpuSet.parse(core["cpus"])) for core in host["cores"]}
+    return counts.pop() if len(counts) == 1 else 1
 
 
 def _count_memory(host: Host, numa: int, size: int) -> int:

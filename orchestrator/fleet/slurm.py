@@ -226,7 +226,7 @@ def submit_job(options: Sequence[str], script: str) -> int:
 
     The acknowledgement is not durable: a controller that is killed within 5 s forgets the job.
     """
-    # sbatch passes all variables on to the job; of the caller's some are options.
+    # sbatch passes all variables on to the job, and some variables are options of sbatch.
     variables = {"PATH": JOB_PATH, "TZ": "UTC0"}
     text = _run(["sbatch", "--parsable", *options], script, SUBMIT_SECONDS, env=variables, inherits=False)
     match = _SUBMITTED.fullmatch(text.strip())

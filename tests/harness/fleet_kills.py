@@ -66,7 +66,9 @@ class Outcome:
 
     @property
     def faults(self) -> list[str]:
-        return [*self.lost, *self.doubled, *self.orphaned, *self.shared, *self.errors]
+        """Slurm ends a guest before its start only if its host loses the controller: not more often than that is killed."""
+        too_many = self.not_started if len(self.not_started) > self.kills[CONTROLLER] else []
+        return [*self.lost, *self.doubled, *self.orphaned, *self.shared, *self.errors, *too_many]
 
 
 class Watch:

@@ -129,7 +129,7 @@ def test_batch_is_submitted_once_and_cancelled_together(cluster: Cluster) -> Non
     assert all(len(hosts) == 1 for hosts in cluster.guests().values())
     ended = names[:2]
     cluster.nohype("fleet", "cancel", *ended, "--wait", "--timeout", "120")
-    again = cluster.nohype("fleet", "submit-all", "-", "--id", "batch-2", "--only-missing", "--json", input=text)
+    again = cluster.nohype("fleet", "submit-all", "-", "--id", "batch-2", "--only-ended", "--json", input=text)
     assert [one["guest_id"] for one in json.loads(again.stdout)] == [
         f"batch-{2 if name in ended else 1}:{name}" for name in names
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import CommandError, Conflict, NoRoom, OrchestratorError, QuotaExceeded, RequestError
-from orchestrator.fleet import batch, follow, slurm, submit
+from orchestrator.errors import CommandError, Conflict, NoRoom, NotFound, OrchestratorError, QuotaExceeded, RequestError
+from orchestrator.fleet import again, batch, follow, slurm, submit
 from orchestrator.fleet.job import Job
 from orchestrator.fleet.quota import Quota
 from tests.harness.played_slurm import Controller
@@ -91,23 +92,52 @@ def test_guests_are_submitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names_of(controller) == ["a", "b", "c", "d"]
 
 
-def test_only_guests_that_are_missing_are_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others keep their ids. A guest of another tenant is another guest."""
+def test_only_guests_that_have_ended_are_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others keep their ids, and are neither released nor cancelled. A guest of another tenant is another guest."""
     controller = Controller(monkeypatch)
-    batch.submit_batch(batch.read_batch(write("runs", "ended", "refused"), "run-1"))
-    ended, refused = (job for job in controller.jobs if job.name != "runs")
-    controller.change(ended.number, state="COMPLETED")
-    controller.change(refused.number, state="FAILED", note="already started")
-    wishes = batch.read_batch(write("runs", "ended", "refused", "new"), "run-2")
+    batch.submit_batch(batch.read_batch(write("runs", "ended", "ending", "held"), "run-1"))
+    for job, fields in zip(
+        controller.jobs, ({}, {"state": "COMPLETED"}, {"state": "COMPLETING"}, {"is_held": True}), strict=True
+    ):
+        controller.change(job.number, **fields)
+    controller.accept(["--job-name=runs", "--comment=run-0:runs"], "")  # of a caller that was interrupted
+    before = list(controller.jobs)
+    wishes = batch.read_batch(write("runs", "ended", "ending", "held"), "run-2")
     for _ in range(2):
-        outcomes = batch.submit_batch(wishes, only_missing=True)
-        assert [one.guest_id for one in outcomes] == ["run-1:runs", "run-2:ended", "run-2:refused", "run-2:new"]
-        assert not [one.error for one in outcomes if one.error]
-        assert names_of(controller) == ["ended", "new", "refused", "runs"]
-    with pytest.raises(Conflict, match="another guest runs"):
-        batch.submit_batch(batch.read_batch(write("runs"), "run-3", "acme"), only_missing=True)
+        outcomes = batch.submit_batch(wishes, only_ended=True)
+        assert [one.guest_id for one in outcomes] == ["run-1:runs", "run-2:ended", "run-1:ending", "run-1:held"]
+        assert [bool(one.error) for one in outcomes] == [False, False, True, False]
+        assert controller.jobs[:-1] == before
+    controller.change(controller.jobs[-1].number, state="COMPLETED")
+    with pytest.raises(Conflict, match="its id run-2:ended cannot be used again"):
+        batch.submit_batch(wishes, only_ended=True)
+    with pytest.raises(NotFound, match="does not know guest new"):
+        batch.submit_batch(batch.read_batch(write("runs", "new"), "run-3"), only_ended=True)
+    with pytest.raises(NotFound, match="does not know guest runs"):
+        batch.submit_batch(batch.read_batch(write("runs"), "run-3", "acme"), only_ended=True)
     with pytest.raises(Conflict, match="another guest runs"):
         batch.submit_batch(wishes)
+    assert len(controller.jobs) == len(before) + 1
+
+
+def test_guest_that_can_still_run_under_its_former_id_is_not_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controller refused it, because it had forgotten its start; its host ends that start, if it can reach the controller."""
+    controller, slept = Controller(monkeypatch), list[float]()
+    monkeypatch.setattr(again.time, "sleep", slept.append)
+    batch.submit_batch(batch.read_batch(write("a"), "run-1"))
+    slept.clear()
+    note, now = "a guest with this id was already started on h1; the controller does not know", datetime.now(UTC)
+    controller.change(1, state="CANCELLED", note=note, ended=now.isoformat())
+    wishes = batch.read_batch(write("a"), "run-2")
+    (node,) = slurm.read_nodes()
+    monkeypatch.setattr(slurm, "read_nodes", lambda: (node, replace(node, name="h1", state="IDLE*")))
+    with pytest.raises(Conflict, match="guest a may still run on h1"):
+        batch.submit_batch(wishes, only_ended=True)
+    assert not slept
+    monkeypatch.setattr(slurm, "read_nodes", lambda: (node, replace(node, name="h1")))
+    assert batch.submit_batch(wishes, only_ended=True)[0].guest_id == "run-2:a"
+    assert submit.ORPHAN_SECONDS - 10 < slept[0] <= submit.ORPHAN_SECONDS
+    assert names_of(controller) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -146,20 +146,29 @@ def test_host_that_cannot_have_a_guest_is_refused(bad: Any, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("cores", "offered", "left_out"),
+    ("cores", "offered", "threads", "left_out"),
     [
-        (("2-3", "4", "6-7"), ["2-3", "6-7"], "CPUs 4 of NUMA node 0"),  # CPU 5 is offline
-        (("0-1", "2-3", "4", "5", "6", "7", "8"), ["4", "5", "6", "7", "8"], "CPUs 0-3 of NUMA node 0"),  # two kinds of core
-        (("2-3", "4-5"), ["2-3", "4-5"], ""),
+        (("2-3", "4", "6-7"), ["2-3", "6-7"], 1, "CPUs 4 of NUMA node 0"),  # CPU 5 is offline
+        (("0-1", "2-3", "4", "5", "6", "7", "8"), ["4", "5", "6", "7", "8"], 1, "CPUs 0-3 of NUMA node 0"),  # two kinds of core
+        (("2-3", "4-5"), ["2-3", "4-5"], 2, ""),
     ],
 )
-def test_cores_with_another_number_of_threads_are_left_out(cores: tuple[str, ...], offered: list[str], left_out: str) -> None:
+def test_cores_with_another_number_of_threads_are_left_out(
+    cores: tuple[str, ...], offered: list[str], threads: int, left_out: str
+) -> None:
+    """slurmd finds one thread per core if the number differs: the cores of the node then count as one CPU each."""
     found = host(*map(core, cores))
     (node,) = build_nodes(found, "a")
-    assert list(map(str, node.cores)) == offered
-    assert node.map_cpus(CpuSet.parse(f"0-{node.threads - 1}")) == node.cores[0]
+    assert (list(map(str, node.cores)), node.threads) == (offered, threads)
+    assert node.map_cpus(CpuSet.parse(f"{threads}-{2 * threads - 1}")) == node.cores[1]
     texts = find_left_out(found, [node])
     assert [text.split(":")[0] for text in texts] == ([left_out] if left_out else [])
+
+
+def test_core_of_the_manager_with_an_offline_cpu_counts_too() -> None:
+    """slurmd counts the whole machine."""
+    (node,) = build_nodes(host(core("0", use="housekeeping"), core("2-3"), core("4-5")), "a")
+    assert (len(node.cores), node.threads) == (2, 1)
 
 
 def test_numa_node_that_cannot_have_a_guest_is_left_out_with_the_reason() -> None:

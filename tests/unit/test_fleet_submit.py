@@ -89,6 +89,7 @@ def test_nodes_are_read() -> None:
         ("CANCELLED", "a", None, True),
         ("CANCELLED", "a", What.WAITING, True),
         ("CANCELLED", "a", What.STARTED, False),
+        ("CANCELLED", "a", What.READY, False),  # the oldest entries can have been dropped
         ("CANCELLED", "", None, False),
         ("RUNNING", "a", None, False),
     ],
