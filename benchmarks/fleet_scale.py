@@ -127,8 +127,9 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str, syste
     os.mkfifo(folder / "run/never")
     for name in ("records", "never"):
         (folder / "run" / name).chmod(0o777)
-    write_files(folder, survey(folder), hosts, steps, files)
-    devices = [str(vf) for vf in build_nodes(json.loads((folder / "host.json").read_text()), "h0001")[0].vfs]
+    host = survey(folder)
+    write_files(folder, host, hosts, steps, files)
+    devices = [str(vf) for vf in build_nodes(host, "h0001")[0].vfs]
     with hold_root(folder, devices, {}, system) as holder, ExitStack() as stack:
         cluster = Cluster(holder, folder, (), system.program)
         cluster.start()
@@ -176,12 +177,13 @@ def measure(folder: Path, hosts: int, guests: int, steps: str, files: str, syste
 
 
 def survey(folder: Path) -> Host:
-    """What a real manager says of the fake host that all hosts are."""
+    """What a real manager says of the fake host that all hosts are. Writes that and what it says of a guest to a file."""
     world = World(folder / "world", SERVER)
     world.host.write(f"{DEVICES}/0000:10:00.0/sriov_numvfs", str(SERVER.vfs))
     with serve(folder / "manager", {"host": {"housekeeping": "0-1", "uplinks": ["nic0"]}}, world=world) as served:
         found = served.client.host()
-    (folder / "host.json").write_text(json.dumps(found))
+        guest = served.client.create({"name": "example", "memory": "64M", "image": "minimal"})
+    (folder / "survey.json").write_text(json.dumps({"host": found, "guest": guest}))
     return found
 
 
@@ -254,7 +256,7 @@ def played(cluster: Cluster, hosts: int) -> Iterator[subprocess.Popen[str]]:
     (cluster.folder / "run/costs").touch()
     (cluster.folder / "run/costs").chmod(0o666)
     script = Path(__file__).with_name("fleet_scale_played.py")
-    with cluster.open("python3", script, cluster.folder / "run", cluster.folder / "host.json", str(hosts)) as manager:
+    with cluster.open("python3", script, cluster.folder / "run", cluster.folder / "survey.json", str(hosts)) as manager:
         assert manager.stdout
         assert manager.stdout.readline() == "ready\n"
         yield manager

@@ -1,6 +1,6 @@
 """The played manager of fleet_scale.py: for many hosts in one process, what the steps of a guest's job ask of a manager.
 
-    python fleet_scale_played.py FOLDER HOST_JSON COUNT
+    python fleet_scale_played.py FOLDER SURVEY COUNT
 
 It is played: it stores guests in memory, checks nothing and starts nothing. Each host has the socket FOLDER/hNNNN.sock. Steps of
 bash, which cannot connect to a Unix socket, use port 8000, with the path /hNNNN/v1/... . When its standard input is closed, it
@@ -30,10 +30,10 @@ _MISSING = {"title": "not found", "status": 404, "detail": "no such guest", "cod
 
 
 class Played:
-    """All hosts, which are equal; ``host`` is the survey of one, as JSON."""
+    """All hosts, which are equal; ``survey`` has what a real manager says of one, ``host``, and of a ``guest``."""
 
-    def __init__(self, host: bytes, names: list[str]) -> None:
-        self._host = host
+    def __init__(self, survey: dict[str, Any], names: list[str]) -> None:
+        self._host, self._example = json.dumps(survey["host"]).encode(), survey["guest"]
         self._guests: dict[str, Guests] = {name: {} for name in names}
         self.requested: dict[str, float] = {}
         self.deleted: dict[str, float] = {}
@@ -70,14 +70,7 @@ class Played:
         if method == "POST":
             fields = json.loads(body)
             cpus = fields.get("placement", {}).get("cpus", "2")
-            guest = {
-                "name": fields["name"],
-                "id": fields["id"],
-                "state": "running",
-                "version": 1,
-                "nics": [],
-                "cpus": _read_cpus(cpus),
-            }
+            guest = {**self._example, "name": fields["name"], "id": fields["id"], "cpus": _read_cpus(cpus), "nics": []}
             self.requested.setdefault(fields["name"], time.time())
             guests[fields["name"]] = guest
             return 201, json.dumps(guest).encode()
@@ -148,9 +141,9 @@ async def _ask(process: asyncio.subprocess.Process, line: bytes) -> bytes:
     return output.removeprefix(line).removesuffix(_PROMPT)
 
 
-async def main(folder: Path, host: bytes, count: int) -> None:
+async def main(folder: Path, survey: dict[str, Any], count: int) -> None:
     names = [f"h{number:04}" for number in range(1, count + 1)]
-    played = Played(host, names)
+    played = Played(survey, names)
     _INPUTRC.write_text('"\\C-_": self-insert\n')
     for name in names:
         path = folder / f"{name}.sock"
@@ -164,4 +157,4 @@ async def main(folder: Path, host: bytes, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]).read_bytes(), int(sys.argv[3])))
+    asyncio.run(main(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), int(sys.argv[3])))
