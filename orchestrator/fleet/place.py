@@ -8,11 +8,10 @@ from typing import Any
 from orchestrator.client.host_shapes import Host
 from orchestrator.client.shapes import Guest
 from orchestrator.errors import Conflict, HostError
-from orchestrator.fleet.disks import count_nvme
+from orchestrator.fleet.gres import NVME
 from orchestrator.fleet.manager import WIPING
 from orchestrator.fleet.node import FleetNode
 from orchestrator.fleet.slurm import Allocation
-from orchestrator.model.request import parse_guest_request
 from orchestrator.values import CpuSet, Size
 
 
@@ -63,7 +62,7 @@ def build_request(fields: Mapping[str, Any], node: FleetNode, allocation: Alloca
     """
     cpus, vfs = node.map_cpus(allocation.cpus), node.map_vfs(allocation.vfs)
     placement: dict[str, Any] = {"cpus": str(cpus)}
-    if (wanted := count_nvme(parse_guest_request(dict(fields)).disks)) != allocation.disks:
+    if (wanted := _count_nvme(fields)) != allocation.disks:
         raise Conflict(f"the guest has {wanted} NVMe controllers, and Slurm allocated {allocation.disks}")
     if wanted:
         placement["disks"] = [str(disk) for disk in node.disks]
@@ -75,3 +74,8 @@ def build_request(fields: Mapping[str, Any], node: FleetNode, allocation: Alloca
         raise Conflict(f"the guest has {len(nics)} network interfaces, and Slurm allocated {len(vfs)} VFs")
     request.pop("address", None)
     return {**request, "nics": [{**nic, "vf": str(vf)} for nic, vf in zip(nics, vfs, strict=True)]}
+
+
+def _count_nvme(fields: Mapping[str, Any]) -> int:
+    """As `disks.count_nvme`, for a request that `wish.read_wish` has checked. To parse it again takes 80 ms for each guest."""
+    return sum(disk.get("kind", NVME) == NVME for disk in fields.get("disks") or ())
