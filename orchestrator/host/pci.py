@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from errno import EBUSY, EINVAL, ENODEV, ENOENT, EPERM
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import HostError
-from orchestrator.host.root import HostRoot
 from orchestrator.values import PciAddress
+
+if TYPE_CHECKING:  # programs that need only names start faster
+    from orchestrator.host.root import HostRoot
 
 DEVICES = "sys/bus/pci/devices"
 _DRIVERS = "sys/bus/pci/drivers"
