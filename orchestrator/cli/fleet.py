@@ -47,6 +47,13 @@ for command in (
     "--group", default="nohype-fleet", show_default=True, metavar="GROUP", help="Group whose members may submit guests."
 )
 @click.option("--program", metavar="FILE", help="Path of `nohype` on the host.  [default: as found in $PATH]")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="NAME",
+    help="Feature that guests can request, such as rack-1; may be repeated.",
+)
 @click.option("--file", "only", type=click.Choice(_FILES), help="Print only this file.")
 @click.option("--check", "checked", type=_folder, metavar="FOLDER",
               help="Compare the files in FOLDER, such as /etc/slurm, with the host instead.")  # fmt: skip
@@ -55,7 +62,7 @@ for command in (
 @click.pass_context
 def config(
     ctx: click.Context, *, host: str, address: str | None, port: int, page_size: str | None, controller: str, group: str,
-    program: str | None, only: str | None, checked: Path | None, as_json: bool, client: Client,
+    program: str | None, features: tuple[str, ...], only: str | None, checked: Path | None, as_json: bool, client: Client,
 ) -> None:  # fmt: skip
     """Print or check Slurm's configuration of a host.
 
@@ -81,7 +88,7 @@ def config(
     texts = {
         "slurm.conf": files.build_common(controller, group),
         files.START_FILE: files.build_start(),
-        files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port), networks),
+        files.NODES_FILE: files.build_node_lines(nodes, files.Address(host, address or host, port), networks, features),
         files.GRES_FILE: files.build_gres_lines(nodes),
         **{f"nohype-{name}": files.build_step(name, path, host, size) for name in ("prolog", "job", "epilog", "check")},
     }

@@ -11,7 +11,16 @@ from orchestrator.errors import RequestError
 from orchestrator.fleet.apart import GRES_NAMES, build_gres
 from orchestrator.fleet.gres import NVME, VF, count_gres
 from orchestrator.fleet.hostlist import expand
-from orchestrator.fleet.node import EDGE, EMULATED_DISK, NETWORK, SRIOV, FleetNode, find_host
+from orchestrator.fleet.node import (
+    EDGE,
+    EMULATED_DISK,
+    NETWORK,
+    OF_SURVEY,
+    SRIOV,
+    FleetNode,
+    check_own_feature,
+    find_host,
+)  # fmt: skip
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
@@ -150,9 +159,16 @@ def build_start() -> str:
     return _START
 
 
-def build_node_lines(nodes: Sequence[FleetNode], where: Address, networks: Iterable[str] = ()) -> str:
-    """The lines of one host for `NODES_FILE`. ``networks``: names of the tenant networks of the host."""
-    more = [NETWORK + network for network in sorted(networks)]
+def build_node_lines(
+    nodes: Sequence[FleetNode], where: Address, networks: Iterable[str] = (), features: Sequence[str] = ()
+) -> str:
+    """The lines of one host for `NODES_FILE`.
+
+    Args:
+        networks: names of the tenant networks of the host.
+        features: those that the operator adds to each node. Raises RequestError for one that follows from what the host has.
+    """
+    more = [*(NETWORK + network for network in sorted(networks)), *dict.fromkeys(map(check_own_feature, features))]
     return "".join(
         f"NodeName={node.name} NodeHostname={where.host} NodeAddr={where.address} Port={where.port + number}"
         f" {' '.join(f'{key}={value}' for key, value in _describe(node))}"
@@ -238,7 +254,7 @@ def _list_features(node: FleetNode) -> tuple[str, ...]:
 
 
 def _compare_features(node: FleetNode, listed: Sequence[str], networks: Collection[str]) -> Iterator[str]:
-    own = [feature for feature in listed if feature in (SRIOV, EDGE, EMULATED_DISK) or feature.startswith(("pages-", "cores-"))]
+    own = [feature for feature in listed if feature in (SRIOV, EDGE, EMULATED_DISK) or feature.startswith(OF_SURVEY)]
     expected = _list_features(node)
     if set(own) != set(expected):
         yield f"node {node.name}: Feature={','.join(own)} in {NODES_FILE}, the host has {','.join(expected)}"

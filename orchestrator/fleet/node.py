@@ -20,6 +20,8 @@ SRIOV, EDGE, NETWORK, EMULATED_DISK = "sriov", "edge", "network-", "emulated-dis
 """Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows; its
 manager offers emulated disks.
 """
+OF_SURVEY = ("pages-", "cores-")
+"""Beginnings of further features that follow from what the host has."""
 _NUMA = re.compile(r"-n[0-9]+$")
 _NOT_FOR_GUESTS = ("housekeeping", "unusable")
 _NO_VF_EDGES = ("macvtap-vepa", "nft-vepa")
@@ -80,6 +82,22 @@ class FleetNode:
             hint = "write the configuration of the host again: `nohype fleet config`"
             raise RequestError(f"Slurm allocated VF {missing[0]} of {self.name}, which has {len(self.vfs)} VFs", hint)
         return tuple(self.vfs[index] for index in indexes)
+
+
+def check_feature(text: str) -> str:
+    """Raises RequestError if it cannot be the name of a feature."""
+    if not text.isascii() or not text.replace("-", "").replace("_", "").isalnum():
+        raise RequestError(f"{text!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features")
+    return text
+
+
+def check_own_feature(text: str) -> str:
+    """A feature that an operator adds. Raises RequestError also for one that the survey decides."""
+    if check_feature(text) in (SRIOV, EDGE, EMULATED_DISK) or text.startswith((NETWORK, *OF_SURVEY)):
+        raise RequestError(
+            f"feature {text} cannot be added: it follows from what the host has", "choose another name, such as rack-1"
+        )
+    return text
 
 
 def find_host(node: str) -> str:

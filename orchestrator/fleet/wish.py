@@ -15,7 +15,7 @@ from orchestrator.fleet.apart import build_gres, find_slot
 from orchestrator.fleet.configuration import FOLDER
 from orchestrator.fleet.disks import check_disks, count_nvme, has_emulated
 from orchestrator.fleet.gres import NVME
-from orchestrator.fleet.node import EDGE, EMULATED_DISK, NETWORK, SRIOV
+from orchestrator.fleet.node import EDGE, EMULATED_DISK, NETWORK, SRIOV, check_feature
 from orchestrator.fleet.slurm import Use
 from orchestrator.model.request import GuestRequest, Restart, parse_guest_request
 from orchestrator.model.waiver import Waiver
@@ -118,10 +118,7 @@ def read_wish(
                 "uplink and vf of a network interface cannot be requested in the fleet", "omit them: Slurm chooses the VF"
             )
     for feature in features:
-        if not feature.replace("-", "").replace("_", "").isalnum():
-            raise RequestError(
-                f"{feature!r} is not a feature", "use letters, digits, - and _; `nohype fleet hosts` shows the features"
-            )
+        check_feature(feature)
     if minutes is not None and not 1 <= minutes <= MAX_MINUTES:
         raise RequestError(f"minutes is {str(minutes)[:20]}", f"use 1 to {MAX_MINUTES}")
     if group is not None:

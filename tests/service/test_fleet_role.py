@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,7 +53,7 @@ class Fleet:
             own = json.loads(machine.inventory.read_text())["nohype_hosts"]["hosts"][str(machine.root)]
             hosts[str(machine.root)] = {
                 **own, "nohype_fleet_name": f"host{number}", "nohype_fleet_address": f"10.77.0.{number}",
-                "nohype_fleet_offline": True, "nohype_vfs_per_uplink": 4,
+                "nohype_fleet_offline": True, "nohype_vfs_per_uplink": 4, "nohype_fleet_features": [f"rack-{number}"],
                 "nohype_uplinks": [{"name": "nic0"}, {"name": "tap0", "edge": "macvtap-vepa"}],
                 **more,
             }  # fmt: skip
@@ -123,6 +124,7 @@ def test_machines_become_a_fleet_and_are_restored(fleet: Fleet) -> None:
     for number, served in enumerate(fleet.served, 1):
         nodes = build_nodes(served.client.host(), f"host{number}")
         assert not find_differences(nodes, f"host{number}", texts[0]["nohype-nodes.conf"], texts[0]["gres.conf"])
+        assert re.search(rf"^NodeName=host{number}\b.*Feature=\S*,rack-{number} ", texts[0]["nohype-nodes.conf"], re.MULTILINE)
         assert f"--host host{number} " in (roots[number - 1] / "etc/slurm/nohype-prolog").read_text()
         run(
             [

@@ -317,6 +317,21 @@ def test_features_of_the_operator_and_further_networks_are_no_difference() -> No
     assert find_differences(nodes, "a", lines.replace("sriov,", "sriov,rack-1,"), gres, ["red", "blue", "green"]) == ()
 
 
+def test_features_that_the_operator_adds_are_in_the_lines() -> None:
+    nodes = build_nodes(example(), "a")
+    lines = build_node_lines(nodes, Address("a", "a"), ["red"], ["rack-1", "ssd", "rack-1"])
+    assert ",network-red,rack-1,ssd State" in lines
+    assert find_differences(nodes, "a", lines, build_gres_lines(nodes), ["red"]) == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["sriov", "edge", "emulated-disk", "pages-2M", "cores-1", "network-red", "", "a b", "a,b", "ä", "-"]
+)
+def test_feature_that_the_operator_cannot_add_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="feature"):
+        build_node_lines(build_nodes(example(), "a"), Address("a", "a"), features=[name])
+
+
 def test_each_slot_is_on_one_node_of_a_host() -> None:
     """Slurm counts per node: on two nodes, two guests of a group could run on the host."""
     cores = [core(str(number), node=number) for number in range(3)]
