@@ -46,13 +46,15 @@ def find_left(wishes: Iterable[Wish], jobs: Sequence[Job]) -> dict[str, Outcome]
     return left
 
 
-def _wait_for_former_starts(ended: Iterable[Job]) -> None:
-    """A guest that was refused, because the controller had forgotten that it had started it, is ended by its host."""
+def _wait_for_former_starts(ended: Sequence[Job]) -> None:
+    """A guest that has ended for the controller runs on if its host is cut off, or if the controller forgot where it started it.
+
+    In the second case, the guest was refused when it was to be started again, and the host ends the former start.
+    """
     starts = {job: match[1] for job in ended if (match := _FORMER_START.search(job.note))}
-    if not starts:
-        return
-    silent = {node.name for node in slurm.read_nodes() if not node.responds}
-    for job, node in starts.items():
+    places = [(job, node) for job in ended for node in (job.node, starts.get(job, "")) if node]
+    silent = {node.name for node in slurm.read_nodes() if not node.responds} if places else set()
+    for job, node in places:
         if node in silent:
             hint = "repeat the command when the host responds; if it is off, use `nohype fleet submit` with a new id"
             raise Conflict(f"guest {job.name} may still run on {node}, which does not respond", hint)

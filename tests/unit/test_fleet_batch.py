@@ -120,14 +120,24 @@ def test_only_guests_that_have_ended_are_submitted_again(monkeypatch: pytest.Mon
     assert len(controller.jobs) == len(before) + 1
 
 
-def test_guest_that_can_still_run_under_its_former_id_is_not_submitted_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The controller refused it, because it had forgotten its start; its host ends that start, if it can reach the controller."""
+REFUSED = "a guest with this id was already started on h1; the controller does not know"
+
+
+@pytest.mark.parametrize(
+    ("fields", "waits"),
+    [
+        ({"state": "CANCELLED", "node": "h2", "note": REFUSED}, True),  # the host ends the start that the controller forgot
+        ({"state": "NODE_FAIL", "node": "h1"}, False),
+    ],
+)
+def test_guest_that_can_still_run_is_not_submitted_again(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], *, waits: bool
+) -> None:
     controller, slept = Controller(monkeypatch), list[float]()
     monkeypatch.setattr(again.time, "sleep", slept.append)
     batch.submit_batch(batch.read_batch(write("a"), "run-1"))
     slept.clear()
-    note, now = "a guest with this id was already started on h1; the controller does not know", datetime.now(UTC)
-    controller.change(1, state="CANCELLED", note=note, ended=now.isoformat())
+    controller.change(1, **fields, ended=datetime.now(UTC).isoformat())
     wishes = batch.read_batch(write("a"), "run-2")
     (node,) = slurm.read_nodes()
     monkeypatch.setattr(slurm, "read_nodes", lambda: (node, replace(node, name="h1", state="IDLE*")))
@@ -136,7 +146,7 @@ def test_guest_that_can_still_run_under_its_former_id_is_not_submitted_again(mon
     assert not slept
     monkeypatch.setattr(slurm, "read_nodes", lambda: (node, replace(node, name="h1")))
     assert batch.submit_batch(wishes, only_ended=True)[0].guest_id == "run-2:a"
-    assert submit.ORPHAN_SECONDS - 10 < slept[0] <= submit.ORPHAN_SECONDS
+    assert (submit.ORPHAN_SECONDS - 10 < slept[0] <= submit.ORPHAN_SECONDS) == waits
     assert names_of(controller) == ["a"]
 
 
