@@ -96,10 +96,10 @@ def test_only_guests_that_have_ended_are_submitted_again(monkeypatch: pytest.Mon
     """Others keep their ids, and are neither released nor cancelled. A guest of another tenant is another guest."""
     controller = Controller(monkeypatch)
     batch.submit_batch(batch.read_batch(write("runs", "ended", "ending", "held"), "run-1"))
-    for job, fields in zip(
-        controller.jobs, ({}, {"state": "COMPLETED"}, {"state": "COMPLETING"}, {"is_held": True}), strict=True
-    ):
-        controller.change(job.number, **fields)
+    numbers = {job.name: job.number for job in controller.jobs}  # several threads submit them, in any order
+    controller.change(numbers["ended"], state="COMPLETED")
+    controller.change(numbers["ending"], state="COMPLETING")
+    controller.change(numbers["held"], is_held=True)
     controller.accept(["--job-name=runs", "--comment=run-0:runs"], "")  # of a caller that was interrupted
     before = list(controller.jobs)
     wishes = batch.read_batch(write("runs", "ended", "ending", "held"), "run-2")
