@@ -389,6 +389,9 @@ def test_missing_slurm_is_one_clear_message(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(CommandError, match="Slurm's command sinfo is not installed"):
         slurm.check_version()
+    monkeypatch.setattr(slurm, "JOB_PATH", "/nonexistent")
+    with pytest.raises(CommandError, match="Slurm's command sbatch is not installed"):
+        slurm.submit_job([], "")
 
 
 def test_sbatch_gets_none_of_the_variables_of_the_caller(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
