@@ -11,16 +11,7 @@ from orchestrator.errors import RequestError
 from orchestrator.fleet.apart import GRES_NAMES, build_gres
 from orchestrator.fleet.gres import NVME, VF, count_gres
 from orchestrator.fleet.hostlist import expand
-from orchestrator.fleet.node import (
-    EDGE,
-    EMULATED_DISK,
-    NETWORK,
-    OF_SURVEY,
-    SRIOV,
-    FleetNode,
-    check_own_feature,
-    find_host,
-)  # fmt: skip
+from orchestrator.fleet.node import EMULATED_DISK, NETWORK, FleetNode, check_added_feature, find_host, is_of_survey
 from orchestrator.host.pci import DEVICES
 from orchestrator.values import CpuSet
 
@@ -166,9 +157,11 @@ def build_node_lines(
 
     Args:
         networks: names of the tenant networks of the host.
-        features: those that the operator adds to each node. Raises RequestError for one that follows from what the host has.
+        features: names that the operator adds to each node.
+
+    Raises RequestError for a feature that the operator cannot add.
     """
-    more = [*(NETWORK + network for network in sorted(networks)), *dict.fromkeys(map(check_own_feature, features))]
+    more = [*(NETWORK + network for network in sorted(networks)), *dict.fromkeys(map(check_added_feature, features))]
     return "".join(
         f"NodeName={node.name} NodeHostname={where.host} NodeAddr={where.address} Port={where.port + number}"
         f" {' '.join(f'{key}={value}' for key, value in _describe(node))}"
@@ -254,7 +247,7 @@ def _list_features(node: FleetNode) -> tuple[str, ...]:
 
 
 def _compare_features(node: FleetNode, listed: Sequence[str], networks: Collection[str]) -> Iterator[str]:
-    own = [feature for feature in listed if feature in (SRIOV, EDGE, EMULATED_DISK) or feature.startswith(OF_SURVEY)]
+    own = list(filter(is_of_survey, listed))
     expected = _list_features(node)
     if set(own) != set(expected):
         yield f"node {node.name}: Feature={','.join(own)} in {NODES_FILE}, the host has {','.join(expected)}"

@@ -20,8 +20,6 @@ SRIOV, EDGE, NETWORK, EMULATED_DISK = "sriov", "edge", "network-", "emulated-dis
 """Features: the node has VFs; it has none, and a software edge; the host has the tenant network of the name that follows; its
 manager offers emulated disks.
 """
-OF_SURVEY = ("pages-", "cores-")
-"""Beginnings of further features that follow from what the host has."""
 _NUMA = re.compile(r"-n[0-9]+$")
 _NOT_FOR_GUESTS = ("housekeeping", "unusable")
 _NO_VF_EDGES = ("macvtap-vepa", "nft-vepa")
@@ -91,9 +89,14 @@ def check_feature(text: str) -> str:
     return text
 
 
-def check_own_feature(text: str) -> str:
-    """A feature that an operator adds. Raises RequestError also for one that the survey decides."""
-    if check_feature(text) in (SRIOV, EDGE, EMULATED_DISK) or text.startswith((NETWORK, *OF_SURVEY)):
+def is_of_survey(feature: str) -> bool:
+    """Whether the survey of the host decides if a node has the feature."""
+    return feature in (SRIOV, EDGE, EMULATED_DISK) or feature.startswith(("pages-", "cores-"))
+
+
+def check_added_feature(text: str) -> str:
+    """Raises RequestError if an operator cannot add the feature: it is not a name, or follows from what the host has."""
+    if is_of_survey(check_feature(text)) or text.startswith(NETWORK):
         raise RequestError(
             f"feature {text} cannot be added: it follows from what the host has", "choose another name, such as rack-1"
         )
