@@ -24,6 +24,7 @@ SUBMIT_SECONDS = 60.0
 CONTROLLER_SECONDS = 60.0
 """Time for a controller that restarts."""
 JOB_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where sbatch is searched, and PATH of the job script, whatever the caller has."""
 SAVE_SECONDS = 6.0
 """The controller saves its state at intervals of some 5 s; a change that is older survives SIGKILL (measured)."""
 _RETRY_SECONDS = 1.0
@@ -228,7 +229,7 @@ def submit_job(options: Sequence[str], script: str) -> int:
     """
     # sbatch passes all variables on to the job, and some variables are options of sbatch.
     variables = {"PATH": JOB_PATH, "TZ": "UTC0"}
-    text = _run(["sbatch", "--parsable", *options], script, SUBMIT_SECONDS, env=variables, inherits=False)
+    text = _run(["sbatch", "--parsable", *options], script, SUBMIT_SECONDS, variables=variables)
     match = _SUBMITTED.fullmatch(text.strip())
     if not match:
         raise CommandError(f"sbatch printed {text.strip()!r} instead of the number of a job")
@@ -272,10 +273,11 @@ def retry(call: Callable[[], Value], seconds: float) -> Value:
 
 def _run(
     words: Sequence[str], text: str = "", seconds: float = QUERY_SECONDS, *, needs_output: bool = False,
-    env: Mapping[str, str] = _ENVIRONMENT, inherits: bool = True,
+    variables: Mapping[str, str] | None = None,
 ) -> str:  # fmt: skip
+    """``variables``: all that the command has; None for those of the caller."""
     try:
-        done = run(words, timeout=seconds, input=text, check=False, env=env, inherits=inherits)
+        done = run(words, timeout=seconds, input=text, check=False, env=variables or _ENVIRONMENT, inherits=variables is None)
     except CommandError as error:
         if "is not installed" in error.message:
             raise CommandError(f"Slurm's command {words[0]} is not installed", "install the package slurm-client") from None
