@@ -67,8 +67,8 @@ def config(
     """Print or check Slurm's configuration of a host.
 
     It is made from the survey of the host's manager. nohype-nodes.conf and gres.conf hold the lines of all hosts of the fleet:
-    append those of each host. The other files are the same on all hosts with the same options. With --check, exit status 1 if
-    the files differ from what the host has.
+    append those of each host. The other files are the same on all hosts with the same options. Cores that are not offered to the
+    fleet are reported. With --check, exit status 1 if the files differ from what the host has.
     """
     node, files = load_fleet("node"), load_fleet("configuration")
     found = client.host()

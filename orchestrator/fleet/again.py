@@ -19,9 +19,13 @@ _FORMER_START = re.compile(r"\balready started on ([a-z0-9-]+);")
 
 
 def find_left(wishes: Iterable[Wish], jobs: Sequence[Job]) -> dict[str, Outcome]:
-    """The guests that wait, run or are being ended, by the ids of the wishes; all others have ended, and nowhere run any more.
+    """Returns what is known of the guests that wait, run or are being ended, by the ids of the wishes.
 
-    A guest of the same name and tenant counts as the one that is wanted, whatever its id is. ``jobs``: all, oldest first.
+    The guests of all other wishes have ended, and do not run on any host. A guest belongs to a wish if name and tenant are the
+    same; its id can be another one.
+
+    Args:
+        jobs: all jobs that the controller knows, oldest first.
 
     Raises:
         NotFound: the fleet does not know one of the guests: the controller can have forgotten that it runs.

@@ -69,7 +69,7 @@ class Job:
 
 
 def find_note(state: str, node: str, entries: Sequence[Entry]) -> str:
-    """The last report of a refusal or failure, or that there is none of a start; otherwise empty."""
+    """The last report of a refusal or failure. For a guest that was not started: that no start was reported. Otherwise empty."""
     for entry in reversed(entries):
         if entry.what in (What.REFUSED, What.FAILED):
             return entry.text

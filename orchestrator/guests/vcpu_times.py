@@ -29,7 +29,10 @@ class VcpuTimes:
         self._host, self._ledger, self._runs = host, ledger, Runs(host, hypervisor)
 
     def read(self) -> Iterator[VcpuTime]:
-        """Omits a guest whose threads are not known, such as one that is ending. Raises HostError if times cannot be read."""
+        """Omits each guest whose threads are not known, such as a guest that is ending.
+
+        Raises HostError if the times of a guest cannot be read.
+        """
         claims = [claim for claim in self._ledger.read().claims if claim.state == GuestState.RUNNING]
         self._runs.keep(claims)
         for claim in claims:
