@@ -18,7 +18,7 @@ _FORMER_START = re.compile(r"\balready started on ([a-z0-9-]+);")
 """In the note of a guest that the controller refused, see `configuration.build_start`."""
 
 
-def find_left(wishes: Iterable[Wish], jobs: Sequence[Job]) -> dict[str, Outcome]:
+def find_unchanged(wishes: Iterable[Wish], jobs: Sequence[Job]) -> dict[str, Outcome]:
     """Returns what is known of the guests that wait, run or are being ended, by the ids of the wishes.
 
     The guests of all other wishes have ended, and do not run on any host. A guest belongs to a wish if name and tenant are the

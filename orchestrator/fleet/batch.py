@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.errors import CommandError, OrchestratorError, QuotaExceeded, RequestError
 from orchestrator.fleet import slurm
-from orchestrator.fleet.again import find_left
+from orchestrator.fleet.again import find_unchanged
 from orchestrator.fleet.follow import wait_all_ready
 from orchestrator.fleet.job import Job
 from orchestrator.fleet.outcome import Outcome
@@ -80,21 +80,20 @@ def submit_batch(wishes: Sequence[Wish], quota: Quota = NO_QUOTA, *, only_ended:
         OrchestratorError: the controller does not respond. If guests may have been submitted, the message states this.
     """
     slurm.check_version()
-    known = slurm.read_jobs()
-    done = find_left(wishes, known) if only_ended else {}
-    done |= _submit_wishes([wish for wish in wishes if wish.guest_id not in done], quota, known)
+    done = find_unchanged(wishes, slurm.read_jobs()) if only_ended else {}
+    if missing := [wish for wish in wishes if wish.guest_id not in done]:
+        done |= _submit_missing(missing, quota)
     return tuple(done[wish.guest_id] for wish in wishes)
 
 
-def _submit_wishes(wishes: Sequence[Wish], quota: Quota, known: Sequence[Job]) -> dict[str, Outcome]:
-    """Outcomes by the ids of the wishes. ``known``: all jobs, oldest first."""
+def _submit_missing(wishes: Sequence[Wish], quota: Quota) -> dict[str, Outcome]:
+    """Outcomes by the ids of the wishes. Reads the jobs: `find_unchanged` can have waited."""
+    known = slurm.read_jobs()
     jobs = _group(known)
     check_ids(wishes, known)
     found = [select_job(wish, jobs[wish.request.name]) for wish in wishes]
     new = [wish for wish, job in zip(wishes, found, strict=True) if not job]
     _check(new, quota)
-    if not wishes:
-        return {}
     try:
         return _submit_all(wishes, new, quota, saved=not new and all(is_saved(job) for job in found if job))
     except slurm.Unreachable:
